@@ -1,5 +1,6 @@
 """Everything that defines one world, as one typed record: the sections of the settings that a world has."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -13,9 +14,11 @@ from astra_gym.ssl_core.methods import is_own
 from astra_gym.ssl_core.methods.settings import SHARED, MethodSection
 from astra_gym.ssl_core.models.backbones.timm_vit import is_vit
 from astra_gym.ssl_core.models.settings import NetworkSection
-from astra_gym.ssl_core.settings.records import Composed
+from astra_gym.ssl_core.settings.records import Composed, leaves
 from astra_gym.ssl_core.training.settings import CoresetSection, OptimizerSection
 from astra_gym.ssl_core.transforms.settings import ViewsSection
+from astra_gym.ssl_core.utils.import_path import is_dotted
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.training_plan import PassesPlan, TrainingPlan
 
 
@@ -68,15 +71,19 @@ class WorldSettings(Composed):
     def given(cls, **settings: Any) -> Self:
         """Make settings from a user's choices; besides wrong settings, refuse those that would have no effect."""
         made = cls.of(**settings)
-        made.check_given()
+        made.check_given(settings)
         return made
 
-    def check_given(self) -> None:
+    def check_given(self, *choices: Mapping[str, Any]) -> None:
         """Check that every given option has an effect. The record of a run is not checked: it may be from a version
         that ignored such options.
 
+        Args:
+            choices: settings that a user chose, by name. What changes nothing is refused here, but not where it is the
+                default, a preset's or a recipe's.
+
         Raises:
-            ValueError: if an option belongs to a part that is left out, or is given twice.
+            ValueError: if an option belongs to a part that is left out, has no effect, or is given twice.
         """
         self.coreset.check_given(self.optimizer.epochs)
         self.views.check_given()
@@ -84,6 +91,28 @@ class WorldSettings(Composed):
         self.network.check_given()
         if self.reward.cost_target is not None and not is_own(self.method.method):
             self._check_target(self.reward.cost_target)
+        usual = {leaf.name: leaf.default for leaf in leaves(type(self))}
+        chosen = {name: value for each in choices for name, value in _named(each) if value != usual.get(name)}
+        for name, reason in self._idle.items():
+            if name in chosen:
+                raise ValueError(f"{name} is {shown(chosen[name])}, but {reason}, so it changes nothing: leave it out")
+
+    @property
+    def _idle(self) -> dict[str, str]:
+        """Settings that change nothing beside the values of others, each with the reason."""
+        kinds = self.reward.paid_terms()
+        idle = {name: f"in the method {self.method.method} {reason}" for name, reason in self.method.idle.items()}
+        idle |= self.optimizer.idle | self.views.idle
+        if not any(kind.holds_out for kind in kinds.values()):
+            idle["lookahead_images"] = "no term of the reward holds images out (reward_weights.lookahead)"
+        # a custom term may read what the judge is without giving exams
+        examiners = {name for name, kind in kinds.items() if kind.examines or is_dotted(name)}
+        if not examiners:
+            exams = ("judge_images", "judge_batch", "judge_steps", "judge_block", "judge_redraw", "judge_until")
+            idle |= dict.fromkeys(exams, "no term of the reward gives exams (reward_weights.judge or .alignment)")
+        elif examiners == {"alignment"}:
+            idle["judge_redraw"] = "the term alignment draws other images for every exam"
+        return idle
 
     def _check_target(self, target: float) -> None:
         """Raise a ValueError if no attack has as many steps: the price would fall to 0, or rise for ever."""
@@ -204,3 +233,11 @@ class WorldSettings(Composed):
         # whole batches, as in the released code; the summand makes up for rounding: 0.29 * 100 is 28.999...
         kept = max(1, int(self.coreset.coreset_fraction * batches + 1e-9)) * replays
         return TrainingPlan(epochs, batches * replays, replays, self.coreset.calendar(epochs)[0], kept)
+
+
+def _named(choices: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings, and their options by dotted name."""
+    for name, value in choices.items():
+        yield name, value
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{option}", each) for option, each in value.items())

@@ -346,6 +346,8 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     bare = list(bare)
     world = settings_of(bare, given.trust or None)
     check_searchable(world)
+    if "strength" in given.tune and (reason := world.method.idle.get("strength")):
+        raise ValueError(f"--tune strength: in the method {world.method.method} {reason}, so there is nothing to tune")
     if not world.method.make().attack.exists:
         if not (given.trains or given.arms):
             raise ValueError(f"the method {world.method.method} has no attack, so there is no budget to tune")

@@ -73,7 +73,7 @@ def some(commands: list[str], parts: tuple[str, ...]) -> list[Any]:
 
 
 TINY = "--limit=40 --test_limit=30 --batch_size=8 --image_size=8 --width=2 --epochs=2 --evaluate=false --progress=off"
-TINY += " --judge_images=8 --judge_batch=4"
+EXAMS = "--judge_images=8 --judge_batch=4"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,7 @@ def test_the_training_commands_run_at_a_small_size(command: str, teacher: Path, 
     elif "--config" not in words:
         # a vision transformer has no width
         given += [word for word in shlex.split(TINY) if "timm:" not in command or not word.startswith("--width")]
+        given += shlex.split(EXAMS) if "judge 1" in command else []
     assert main(given) == 0
 
 

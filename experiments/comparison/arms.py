@@ -216,6 +216,8 @@ def base_arms(
             attacks = traits.attack.exists
             # only some methods have a teacher
             given = shared if "teacher" in traits.networks.others else list(without(shared, "--teacher"))
+            for name in traits.idle if len(methods) > 1 else ():
+                given = list(without(given, f"--{name}"))
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
             made = partial(make_arm, suffix=suffix, trust=trust, again=again, common=[*grid, *given])

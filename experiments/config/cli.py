@@ -159,11 +159,15 @@ def parse(
         parser.exit(0)
     try:
         config: dict[str, Any] = {}
+        chosen = [given]
         for path in asked.config:
             values = read_yaml(path)
             # settings that a run's record lacks have the defaults of its version; those that a user's own file lacks
             # have the present ones
-            values = without_forms(as_written(values), given) if values.keys() >= set(RECORDED) else values
+            if values.keys() >= set(RECORDED):
+                values = without_forms(as_written(values), given)
+            else:
+                chosen.append(values)
             config = {**_below(config, values), **values}
         if asked.agent_config is not None:
             own = _below({"agent_kwargs": read_mapping(asked.agent_config)}, config).get("agent_kwargs", {})
@@ -179,7 +183,7 @@ def parse(
                 raise ValueError("--accept_edited_config is about the config.yaml of a run: give it with --resume RUN")
             else:
                 invocation = Invocation(_settings(parser, config, given, argv))
-                invocation.settings.world.check_given()
+                invocation.settings.world.check_given(*chosen)
             # settings alone do not import what a dotted path names; a run does import it
             invocation.settings.check_custom()
             invocation.settings.check_method()

@@ -54,6 +54,11 @@ class ACLAIR(Method):
             check_number(name, getattr(self, name))
 
     @property
+    def idle(self) -> Mapping[str, str]:
+        """The form of the divergence, without a regularizer."""
+        return {} if self.sir_weight or self.air_weight else {"form": "sir_weight and air_weight are 0"}
+
+    @property
     def views_per_image(self) -> int:
         return 3
 

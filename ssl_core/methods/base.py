@@ -86,6 +86,12 @@ class Method(FormerFlags, ABC):
         """Whether the target's backbone starts from the teacher's weights."""
         return False
 
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """Settings that change nothing, each with the reason: options of this method beside the values of others, and
+        settings of the augmentations (`ViewsSection`). To give one is an error."""
+        return {}
+
     # --- views -------------------------------------------------------------------------------------------------------
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.cosine import negative_cosine
 from astra_gym.ssl_core.methods.base import Method, Networks
-from astra_gym.ssl_core.methods.parts import by_parity, on_routes
+from astra_gym.ssl_core.methods.parts import STRONG, by_parity, on_routes
 from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
@@ -53,6 +53,11 @@ class Distillation(Method):
     def starts_from_teacher(self) -> bool:
         """Whether the student's backbone starts from the teacher's weights: unless `scratch`."""
         return not self.scratch
+
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """The augmentation of strong views: these are weak ones, or strong in a way without settings."""
+        return dict.fromkeys(STRONG, "views are only cropped and flipped by settings")
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """-cos of each attacked view's features to the teacher's of the clean view, (n,) in [-1, 1]."""
@@ -169,6 +174,12 @@ class DAQSDP(Distillation):
         super().__post_init__()
         check_number("gamma", self.gamma)
         check_number("perturbed_from", self.perturbed_from, 0, 1)
+
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """As of any distillation; one of gamma and perturbed_from if the other perturbs nothing."""
+        own = {"gamma": "perturbed_from is 1"} if self.perturbed_from == 1 else {}
+        return {**super().idle, **(own if self.gamma else {"perturbed_from": "gamma is 0"})}
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """A weak and a strong view of each image, (2b, 3, h, w), rows 2k and 2k+1 those of image k."""

@@ -79,6 +79,11 @@ class EMPSSL(Method):
         return CropSettings.of_views(settings, scale, settings.ratio, _RARELY)
 
     @property
+    def idle(self) -> Mapping[str, str]:
+        """The area of a crop, if crops are patches."""
+        return {"crop_scale": "patches have a quarter of the area"} if self.patches else {}
+
+    @property
     def views_per_image(self) -> int:
         """Number of crops."""
         return self.crops

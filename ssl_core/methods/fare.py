@@ -9,6 +9,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.parts import STRONG
 from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings
@@ -53,6 +54,11 @@ class FARE(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("clean_weight", self.clean_weight, 0, 1)
+
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """All augmentations but the perspective."""
+        return dict.fromkeys((*STRONG, "flip"), "images are not augmented")
 
     @property
     def views_per_image(self) -> int:

@@ -10,6 +10,8 @@ from astra_gym.ssl_core.models.target_network import Encoded
 
 RouteEncoder = Callable[[Tensor], Encoded]
 """Maps images (m, 3, h, w) to features and embeddings."""
+STRONG = ("strength", "crop_scale", "jitter", "blur", "solarize", "interpolation")
+"""Settings of the augmentations that only strong views have; weak ones have the flip alone."""
 
 
 def by_parity(images: Tensor, rows: Tensor, even: RouteEncoder, odd: RouteEncoder) -> Encoded:

@@ -72,6 +72,12 @@ class MethodSection:
                 f"temperature is {temperature}, but the loss of the method {self.method} has none: leave it out"
             )
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that change nothing with this method and its options, each with the reason (`Method.idle`)."""
+        method = self.make()
+        return {f"method_kwargs.{name}" if hasattr(method, name) else name: why for name, why in method.idle.items()}
+
     def make(self) -> Method:
         """Make the method.
 

@@ -95,6 +95,12 @@ class OptimizerSection:
         """The peak learning rate: the given one, or the optimizer's usual one."""
         return PEAK_LR[self.optimizer] if self.lr is None else self.lr
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that change nothing beside the values of others, each with the reason."""
+        short = self.lr_interval == "epoch" and self.warmup_updates(1) < 2
+        return {"warmup_start": "there is no warm-up from it"} if short or not self.warmup_epochs else {}
+
     def warmup_updates(self, steps_per_epoch: int) -> int:
         """Return the length of the warm-up in updates."""
         return min(2 * self.warmup_epochs, self.epochs) * steps_per_epoch // 2

@@ -63,6 +63,12 @@ class ViewsSection:
         if self.perspective_kwargs and self.perspective == "none":
             raise ValueError("perspective_kwargs: there is no perspective augmentation: add --perspective moebius")
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that change nothing beside the values of others, each with the reason."""
+        moebius = ("perspective_kwargs.magnitude", "perspective_kwargs.d") if self.perspective == "lcm" else ()
+        return dict.fromkeys(moebius, "perspective is lcm")
+
     def make(self) -> ViewSettings:
         """Make the settings of strong and weak views."""
         return ViewSettings(

@@ -1,4 +1,6 @@
 import math
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
+from tests.helpers.method_worlds import encoder_of
 
 
 @pytest.mark.parametrize(
@@ -108,3 +111,69 @@ def test_a_target_of_steps_that_no_attack_has_is_refused() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown setting 'epoch': choose from .* did you mean 'epochs'"):
         WorldSettings.of(epochs=3, epoch=3)
+
+
+LOCAL = {"method": "dino", "projector": "none"}
+SMALL_DINO = {"hidden": 6, "bottleneck": 4, "prototypes": 5}
+IDLE: list[tuple[dict[str, Any], str, Any]] = [
+    *(({"method": name}, "strength", 0.9) for name in ("deacl", "daq-sdp", "profeat", "fare")),
+    ({"method": "deacl"}, "crop_scale", (0.3, 0.4)),
+    ({"method": "daq-sdp"}, "jitter", (0.1, 0.2, 0.1, 0.0)),
+    ({"method": "profeat"}, "blur", 1.0),
+    ({"method": "deacl"}, "solarize", 1.0),
+    ({"method": "fare"}, "interpolation", "bilinear"),
+    ({"method": "fare"}, "flip", 0.5),
+    ({"method": "emp-ssl", "method_kwargs": {"crops": 2, "patches": True}}, "crop_scale", (0.3, 0.4)),
+    ({"method": "daq-sdp", "method_kwargs": {"gamma": 0.0}}, "method_kwargs.perturbed_from", 0.0),
+    ({"method": "daq-sdp", "method_kwargs": {"perturbed_from": 1.0}}, "method_kwargs.gamma", 0.5),
+    ({"method": "acl-air", "method_kwargs": {"sir_weight": 0.0, "air_weight": 0.0}}, "method_kwargs.form", "kl"),
+    (LOCAL | {"method_kwargs": SMALL_DINO}, "method_kwargs.teacher_start", 0.01),
+    (LOCAL | {"method_kwargs": SMALL_DINO}, "method_kwargs.local_scale", (0.1, 0.2)),
+    ({"method": "swav", "method_kwargs": {"prototypes": 5, "queue_size": 0}}, "method_kwargs.queue_epochs", 0),
+    ({"method": "acl", "perspective": "lcm"}, "perspective_kwargs.d", 3.0),
+    ({"method": "acl", "perspective": "lcm"}, "perspective_kwargs.magnitude", (0.1, 0.1)),
+    ({"warmup_epochs": 0}, "warmup_start", 0.5),
+    ({"warmup_epochs": 1, "lr_interval": "epoch"}, "warmup_start", 0.5),
+    ({}, "lookahead_images", 5),
+    *(({}, f"judge_{name}", 100) for name in ("images", "batch", "steps", "redraw")),
+    *(({}, f"judge_{name}", 0.5) for name in ("block", "until")),
+    ({"reward_alignment": 1.0, "judge_images": 4, "judge_batch": 2}, "judge_redraw", 3),
+]
+"""Settings of a world, and one that changes nothing there."""
+
+
+def with_setting(settings: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    group, _, option = name.partition(".")
+    return settings | {group: {**settings.get(group, {}), option: value} if option else value}
+
+
+@pytest.mark.parametrize(("settings", "name", "value"), IDLE)
+def test_a_setting_that_changes_nothing_is_refused_where_it_is_given(
+    settings: dict[str, Any], name: str, value: Any, tiny: dict, teacher: str
+) -> None:
+    base = tiny | encoder_of(settings.get("method", "astra"), teacher) | settings
+    WorldSettings.given(**base)
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is .*, so it changes nothing: leave it out"):
+        WorldSettings.given(**with_setting(base, name, value))
+    runs = []
+    for each in (base, with_setting(base, name, value)):
+        engine = AttackEngine(WorldSettings.of(**each), seed=3)
+        budget = Budget.uniform(engine.num_attacked, epsilon=0.05, step_size=0.02, steps=1)
+        runs.append([engine.play(budget).reward for _ in range(3)] + list(engine.learner.network.state_dict().values()))
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def test_what_has_an_effect_is_taken() -> None:
+    for settings in (
+        {"method_kwargs": {"teacher_start": 0.01, "teacher_warmup": 2}, "method": "dino"},
+        {"method_kwargs": {"local_scale": (0.1, 0.2), "local_crops": 1}, "method": "dino"},
+        {"method": "emp-ssl", "crop_scale": (0.3, 0.4)},
+        {"warmup_epochs": 2, "warmup_start": 0.5, "lr_interval": "epoch"},
+        {"reward_judge": 1.0, "judge_redraw": 2, "judge_block": 0.5},
+        {"reward_alignment": 1.0, "judge_steps": 3},
+        {"reward_lookahead": 1.0, "lookahead_images": 5},
+        {"judge_epsilon": 8 / 255, "judge_score": "mean"},
+        {"perspective": "lcm", "perspective_kwargs": {"probability": 0.1}},
+        {"blur": None, "method": "deacl", "teacher": "a file", "flip": 0.5},
+    ):
+        WorldSettings.given(**settings)

@@ -246,6 +246,7 @@ def test_kept_searches_are_read_and_need_no_trial(
         (["--steps", "3"], "--steps is set for each trial by the search"),
         (["--tune", "schedule", "--schedule", "[8/255]"], "--schedule is set for each trial by the search"),
         (["--method", "simclr"], "the method simclr has no attack"),
+        (["--tune", "strength", "--method", "fare", "--init_from", "x"], "in the method fare images are not augmented"),
         (["--method", "dynacl++"], "ends with a post-processing"),
         (["--passes", "1e300"], "--passes is 1e+300"),
         (["--action_epsilons", "[0]", "--tune", "curve"], "needs a radius above 0"),

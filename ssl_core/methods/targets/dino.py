@@ -1,5 +1,6 @@
 """DINO: a student predicts the assignments to prototypes of its own moving average."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -82,6 +83,12 @@ class CleanDINO(Target):
             check_number(name, getattr(self, name), 0, 1)
         # checks the scale
         self.crop_settings(ViewSettings())
+
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """What a warm-up or local crops have, without these."""
+        own = {} if self.teacher_warmup else {"teacher_start": "teacher_warmup is 0"}
+        return own if self.local_crops else own | {"local_scale": "local_crops is 0"}
 
     # --- views -------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """SwAV: a view predicts the code of its partner, an assignment to prototypes that uses all of them equally."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,6 +60,11 @@ class CleanSwAV(Target):
             check_number(name, getattr(self, name), 1, expected="a positive integer", whole=True)
         for name in ("queue_size", "queue_epochs", "freeze_epochs"):
             check_number(name, getattr(self, name), expected="an integer of 0 or more", whole=True)
+
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """The queue's first epoch, without a queue."""
+        return {} if self.queue_size else {"queue_epochs": "queue_size is 0"}
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
         """Make the prototypes, and a pair of queues for each route, "queue_ROUTE"."""

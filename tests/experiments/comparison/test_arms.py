@@ -57,6 +57,13 @@ def test_methods_and_presets_are_dimensions_and_a_method_without_an_attack_has_o
     assert only.label == only.name == "fixed" and only.settings["method"] == "acl"
 
 
+def test_a_shared_flag_is_left_out_of_the_methods_that_have_no_use_of_it() -> None:
+    arms = grid("fixed", methods=["acl", "deacl"], flags=["--strength", "0.7", "--teacher", "x"])
+    assert [("--strength" in arm.flags, arm.settings["strength"]) for arm in arms] == [(True, 0.7), (False, 0.5)]
+    with pytest.raises(ValueError, match=r"strength is 0\.7, but in the method deacl"):
+        grid("fixed", methods=["deacl"], flags=["--strength", "0.7", "--teacher", "x"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -107,6 +107,26 @@ def test_a_record_of_what_was_ignored_once_is_read_but_not_given_again(
     assert "--temperature and --method_kwargs.temperature are the same: give one of them" in line
 
 
+def test_what_changes_nothing_is_refused_of_flags_and_own_files_but_not_of_presets_and_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # recipes give a start of the warm-up, the queue's first epoch and the strength
+    assert settings_of("--preset=cifar10", "--method=byol", "--warmup_epochs=0").optimizer.warmup_start == 3e-5
+    bare = settings_of("--preset=digits", "--method=swav", "--method_kwargs.queue_size=0").method.method_kwargs
+    assert bare is not None and bare["queue_epochs"] == 2
+    deacl = ["--method=deacl", f"--teacher={tmp_path}"]
+    record, own = tmp_path / "record.yaml", tmp_path / "own.yaml"
+    record.write_text(settings_of("--preset=digits", *deacl).to_yaml())
+    assert settings_of("--config", str(record)).views.strength == PRESETS["digits"]["strength"]
+    own.write_text("strength: 0.7\n")
+    told = "strength is 0.7, but in the method deacl views are only cropped and flipped by settings"
+    assert told in refused(capsys, *deacl, "--config", str(own))
+    assert told in refused(capsys, *deacl, "--strength=0.7")
+    assert "queue_epochs is 3" in refused(
+        capsys, "--method=swav", "--method_kwargs.queue_size=0", "--method_kwargs.queue_epochs=3"
+    )
+
+
 def test_options_without_a_name_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "--method_kwargs", "a2s")
     assert line.endswith("--method_kwargs: expected settings by name, such as --method_kwargs.NAME VALUE, got 'a2s'")
