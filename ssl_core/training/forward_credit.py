@@ -26,7 +26,7 @@ def descent(learner: TargetLearner, gradient: Sequence[Tensor]) -> list[Tensor]:
 
     AdamW: `lr (1 - beta1) / (1 - beta1^t) g / (sqrt(v / (1 - beta2^(t-1))) + eps)`, the part of the step that comes
     from its own gradient, with v before the step; SGD: `lr g`, with Nesterov's momentum `lr (1 + momentum) g`.
-    Parameters that are not trained do not move.
+    Parameters that are not trained, or that the loss does not depend on, do not move.
 
     Raises:
         ValueError: if the optimizer is another one, or AdamW has made no step.
@@ -38,16 +38,17 @@ def descent(learner: TargetLearner, gradient: Sequence[Tensor]) -> list[Tensor]:
         name = type(optimizer).__name__
         raise ValueError(f"credit per view is known for AdamW and SGD, not {name}: give --optimizer adamw or sgd")
     scaled = []
+    if isinstance(optimizer, AdamW) and not optimizer.state:
+        raise ValueError("AdamW has made no step, so its scale is not known: train for an update or more first")
     for weight, each in zip(learner.network.parameters(), gradient, strict=True):
-        if not weight.requires_grad:
+        group, state = found[weight], optimizer.state.get(weight, {})
+        # AdamW has no state of a weight that the loss does not depend on, such as the projector's in FARE
+        if not weight.requires_grad or (isinstance(optimizer, AdamW) and "exp_avg_sq" not in state):
             scaled.append(torch.zeros_like(each))
             continue
-        group, state = found[weight], optimizer.state[weight]
         if isinstance(optimizer, SGD):
             scaled.append(lr * (1 + group["momentum"] if group["nesterov"] else 1.0) * each)
             continue
-        if "exp_avg_sq" not in state:
-            raise ValueError("AdamW has made no step, so its scale is not known: train for an update or more first")
         made, (beta1, beta2) = float(state["step"]), group["betas"]
         root = (state["exp_avg_sq"] / (1 - beta2**made)).sqrt() + group["eps"]
         scaled.append(lr * (1 - beta1) / (1 - beta1 ** (made + 1)) * each / root)

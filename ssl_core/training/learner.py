@@ -242,9 +242,6 @@ class TargetLearner(TrainedNetworks):
         """
         moment, at_once = self.moment, self.device.type == "cpu"
         self.train()
-        for name in self.others:
-            # a moving average has its own statistics, those of frozen networks do not change
-            self.others[name].train(name == "momentum")
         if self.method.attack.free and adversarial is not None:
             adversarial = adversarial.detach().requires_grad_()
         chunked = None

@@ -120,11 +120,14 @@ class TrainedNetworks:
         self.tables = {name: value.to(self.device) for name, value in made.items()}
 
     def train(self) -> None:
-        """Put target and heads in the mode of an update."""
+        """Put all networks in the mode of an update."""
         self.network.train()
         if self.method.networks.shares_projector:
             self.network.projector.eval()
         self.heads.train()
+        for name in self.others:
+            # a moving average has its own statistics, those of frozen networks do not change
+            self.others[name].train(name == "momentum")
 
     @contextmanager
     def _under_attack(self, mode: str | None = None) -> Iterator[None]:

@@ -89,6 +89,18 @@ def test_a_world_resumes_between_exams_and_holds_out_other_images_than_the_look_
     assert paid == {"judge", "alignment"}
 
 
+def test_a_world_that_keeps_its_start_resumes_just_before_an_exam(tiny, teacher: str) -> None:
+    """The frozen start is in eval mode at once, not from the first update on."""
+    more = {"method": "fare", "init_from": teacher, "reward_alignment": 1.0}
+    engine, other = world(tiny, **more), world(tiny, **more)
+    budget = Budget.uniform(engine.num_attacked, epsilon=0.05, step_size=0.02, steps=1)
+    for _ in range(2):
+        engine.play(budget)
+    other.load_state_dict(copy.deepcopy(engine.state_dict()))
+    ours, theirs = engine.play(budget), other.play(budget)
+    assert ours.terms["alignment"].any() and torch.equal(ours.reward, theirs.reward)
+
+
 def test_worlds_without_room_for_exams_are_refused(tiny) -> None:
     with pytest.raises(
         ValueError, match=r"lookahead_images is 4 and judge_images is 9 of 14 .* leaves 1, less than a batch"
