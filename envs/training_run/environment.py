@@ -26,6 +26,7 @@ from astra_gym.ssl_core.utils.device import one_thread_in_worker, usable_device
 from astra_gym.ssl_core.utils.finite import NonFiniteError
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.training_plan import reached
 
 DECISIONS = 12
 FACTORS = {"lr": (0.25, 0.5, 1.0, 2.0, 4.0), "strength": (0.0, 0.5, 1.0, 1.5, 2.0)}
@@ -79,7 +80,7 @@ class Episode:
             NonFiniteError: as `AttackEngine.play`.
         """
         self.budget, record, attacks = budget, None, self.engine.method.attack.exists
-        while self.engine.progress < share - 1e-9:
+        while not reached(self.engine.progress, share):
             record = self.engine.play(budget.expand(self.engine.num_attacked) if attacks else None)
         if record is not None:
             self.seen = {name: record.terms[name] for name in ("adversarial", "clean") if name in record.terms}

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from astra_gym.ssl_core.attacks.pgd import STARTS, Start, find_start
 from astra_gym.ssl_core.settings.records import Notes, check_choices
+from astra_gym.ssl_core.utils.training_plan import reached
 
 STOPS = {"retrieval": "a view stops when its partner is no longer its nearest"}
 FURTHER = (50 / 120, 90 / 120)
@@ -41,4 +42,4 @@ class AttackSection:
 
     def further_steps(self, progress: float) -> int:
         """Return the steps that an attack takes after it has succeeded, at a share of the run in [0, 1]."""
-        return sum(progress >= share for share in FURTHER)
+        return sum(reached(progress, share) for share in FURTHER)

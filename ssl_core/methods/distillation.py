@@ -17,7 +17,7 @@ from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.training_plan import Moment
+from astra_gym.ssl_core.utils.training_plan import Moment, reached
 
 ANY_ROUTE = "normal"
 """Route name for calls of a teacher, which ignores it and uses its own evaluation route."""
@@ -218,7 +218,7 @@ class DAQSDP(Distillation):
 
     def weight_perturbation(self, moment: Moment) -> float:
         """gamma once the fraction `perturbed_from` of the training is over, 0 before."""
-        return self.gamma if moment.progress >= self.perturbed_from and self.perturbed_from < 1 else 0.0
+        return self.gamma if reached(moment.progress, self.perturbed_from) and self.perturbed_from < 1 else 0.0
 
     def perturbation_loss(self, networks: Networks, views: Tensor, adversarial: Tensor) -> Tensor:
         """-cos(f_nature(x_w), g(x_w)) - trades_weight * cos(f_weak(x_w'), f_nature(x_w)), mean over images."""

@@ -37,6 +37,12 @@ class Moment(NamedTuple):
     replay: int = 0
 
 
+def reached(progress: float, share: float) -> bool:
+    """Return whether the completed share of a run has come to another one."""
+    # a progress is a quotient or a sum of many parts, with a last digit that may be too low
+    return progress >= share - 1e-9
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """The updates of a run.

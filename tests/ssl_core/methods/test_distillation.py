@@ -300,12 +300,17 @@ def statistics(network: TargetNetwork, route: str) -> list[Tensor]:
     return [value for name, value in state.items() if f".{route}.running_" in name]
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 10), (3, 4), (5, 7), (20, 3), (100, 7), (77, 13)])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 10), (3, 4), (5, 7), (20, 3), (100, 7), (77, 13), (3, 5), (9, 10)])
 def test_weights_are_perturbed_in_the_last_two_fifths(epochs: int, steps: int) -> None:
     method, plan = DAQSDP(), TrainingPlan(epochs, steps)
     gammas = [method.weight_perturbation(plan.moment(step)) for step in range(plan.total)]
     first = -(-6 * plan.total // 10)
     assert gammas == [0.0] * first + [0.002] * (plan.total - first)
+    for tenths in (2, 8, 9):
+        gammas = [
+            DAQSDP(perturbed_from=tenths / 10).weight_perturbation(plan.moment(step)) for step in range(plan.total)
+        ]
+        assert gammas.count(0.0) == -(-tenths * plan.total // 10)
     if epochs == 100:
         assert plan.moment(first).epoch == 60 and first == 60 * steps
     assert not any(DAQSDP(perturbed_from=1.0).weight_perturbation(plan.moment(step)) for step in range(plan.total + 1))
