@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from astra_gym.ssl_core.safety.plain_values import load_plain
 from astra_gym.ssl_core.safety.sealing import (
     DamagedError,
     check_yaml,
@@ -87,6 +88,28 @@ def test_files_without_a_seal_are_read_and_named_once(tmp_path: Path) -> None:
     with unsealed_collected() as unsealed:
         check_zip(tmp_path / "a.pt", ours=False)
     assert unsealed == []
+
+
+def test_an_archive_without_a_seal_has_no_other_tensors_after_a_flipped_bit(tmp_path: Path) -> None:
+    path, content = tmp_path / "a.pt", archive().getvalue()
+    silent = 0
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        try:
+            other = not torch.equal(load_plain(path)["x"], torch.arange(3))
+        except Exception:  # whatever a damaged file is loaded as
+            continue
+        silent += other
+        if other:
+            with pytest.raises(DamagedError, match=r"a\.pt is damaged: its record '.*' does not fit its CRC-32.*copy$"):
+                check_zip(path, ours=False)
+    assert silent > 10  # torch alone does not notice
+    torch.serialization.set_crc32_options(False)
+    path.write_bytes(archive().getvalue())
+    torch.serialization.set_crc32_options(True)
+    check_zip(path, ours=False)
 
 
 def test_what_another_program_has_written_anew_or_cut_is_refused(tmp_path: Path) -> None:
