@@ -145,8 +145,8 @@ def foreign(
         return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
     if found.head is None:
         raise ValueError(
-            f"{path} has no classifier: expected fc.weight (classes, {network.feature_dim}) and fc.bias beside the "
-            "encoder; train one by another protocol, such as slf"
+            f"{path} has no classifier: expected fc.weight (classes, {network.feature_dim}) and fc.bias, finite, "
+            "beside the encoder; train one by another protocol, such as slf"
         )
     whole = Classifier(network, found.route, found.head)
     classes = found.head.out_features

@@ -193,9 +193,14 @@ def _network_of(saved: Any, file: Path) -> TargetNetwork:
 
 def _is_like(value: Any, expected: Tensor) -> bool:
     """Whether a value is a dense tensor of weights, or of integers, as expected."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+    if not isinstance(value, Tensor) or not is_dense(value):
         return False
     return value.dtype in WEIGHTS if expected.is_floating_point() else value.dtype == expected.dtype
+
+
+def is_dense(value: Tensor) -> bool:
+    """Whether a tensor holds its values one by one: it is neither sparse nor quantized, nor without values (meta)."""
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def encoder_name(epoch: int) -> str:

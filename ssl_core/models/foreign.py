@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.models.backbones.resnet import STEMS
 from astra_gym.ssl_core.models.backbones.state_dicts import VIT_MARK, resnet_arch, vit_arguments
+from astra_gym.ssl_core.models.checkpoint import WEIGHTS, is_dense
 from astra_gym.ssl_core.models.export import DUAL_NORM, TIMM_VIT, TORCHVISION, Layout, foreign_names
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, TargetNetwork
 from astra_gym.ssl_core.models.weights.state_file import read_content, read_state
@@ -114,6 +115,7 @@ def load_foreign(
     content = read_content(Path(path)) if content is None else content
     state, said = read_state(Path(path), content, notes)
     if format == "timm" and VIT_MARK in state:
+        _check_kinds(state)
         if stem is not None:
             raise ValueError(f"stem is {shown(stem)}, but the file's network is a vision transformer: leave it out")
         arguments = vit_arguments(state, said, notes)
@@ -123,6 +125,7 @@ def load_foreign(
         notes.append(NO_PROJECTOR)
         return _made(arguments, TIMM_VIT, False, state, _chosen(route, only, format), notes, device)
     state = _encoder(state, format, notes)
+    _check_kinds(state)
     if format not in FAMILY and not said:
         notes.append(ASSUMED)
     dual = any(".bn_list." in name for name in state)
@@ -173,7 +176,7 @@ def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[st
     if len(places) != 1:
         deep = "; conv1.0.weight is a deep stem of several convolutions, which our networks have not"
         found = f"several encoders, at {', '.join(places)}" if places else f"{few(state)}"
-        hint = deep if any(name.endswith("conv1.0.weight") for name in state) else ""
+        hint = deep if any(name.endswith("conv1.0.weight") for name in state) else _place(state)
         raise ValueError(f"expected one conv1.weight for the format {format}; the state dict holds {found}{hint}")
     [prefix] = places
     dense = [name for name, value in state.items() if name.startswith("classifier.") and value.ndim == 4]
@@ -186,6 +189,29 @@ def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[st
     if others:
         notes.append(f"the encoder is {prefix[:-1]}; left out beside it: {few(sorted(others))}")
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _place(state: Mapping[str, Tensor]) -> str:
+    """Say under which prefixes a state dict has encoders, and what to do; empty if there is none."""
+    marks = ("layer1.0.conv1.weight", VIT_MARK)
+    places = sorted(name.removesuffix(mark) for name in state for mark in marks if name.endswith(f".{mark}"))
+    if not places:
+        return ""
+    return f"; save the entries of one encoder ({few(places)}) alone, without this prefix"
+
+
+def _check_kinds(state: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError unless all entries are dense tensors of floats or integers."""
+    odd = [
+        name
+        for name, value in state.items()
+        if not is_dense(value) or (value.dtype not in WEIGHTS and (value.is_floating_point() or value.is_complex()))
+    ]
+    if odd:
+        raise ValueError(
+            f"{few(odd)}: sparse, quantized, complex, of 8 bits or without values: expected dense tensors of float32, "
+            "float64, float16 or bfloat16, which model.float().state_dict() has"
+        )
 
 
 def _routes(state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -289,7 +315,7 @@ def _classifier(state: Mapping[str, Tensor]) -> nn.Linear | None:
     weight, bias = state.get("fc.weight"), state.get("fc.bias")
     if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         return None
-    if not bool(weight.isfinite().all() and bias.isfinite().all()):
+    if not all(value.is_floating_point() and bool(value.float().isfinite().all()) for value in (weight, bias)):
         return None
     head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
@@ -327,10 +353,24 @@ def _fill(network: TargetNetwork, names: Mapping[str, str], state: Mapping[str, 
         for ours, theirs in names.items()
         if theirs in state and state[theirs].shape != own[ours].shape
     ]
-    broken = [] if strange or misfits else [name for name, value in state.items() if not bool(value.isfinite().all())]
-    faults = {"not understood": strange, "missing": absent, "of another shape": misfits, "not finite": broken}
+    floats = [theirs for ours, theirs in names.items() if own[ours].is_floating_point() and theirs in state]
+    typed = [theirs for theirs in floats if not state[theirs].is_floating_point()]
+    broken, negative = list[str](), list[str]()
+    if not (strange or misfits):
+        # a finite number of float64 may be infinite in float32
+        broken = [name for name, value in state.items() if not bool(value.float().isfinite().all())]
+        negative = [name for name in floats if name.endswith(".running_var") and bool((state[name] < 0).any())]
+    faults = {
+        "not understood": strange,
+        "missing": absent,
+        "of another shape": misfits,
+        "integers": typed,
+        "not finite": broken,
+        "negative variances": negative,
+    }
     if any(faults.values()):
-        said = "; ".join(f"{what}: {few(which)}" for what, which in faults.items() if which)
+        most = 1 if sum(map(bool, faults.values())) > 1 else 3
+        said = "; ".join(f"{what}: {few(which, most=most)}" for what, which in faults.items() if which)
         raise ValueError(f"the file is no {network.arguments['arch']} of this format: {said}")
     network.load_state_dict(own | {ours: state[theirs] for ours, theirs in names.items() if theirs in state})
     kinds = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}

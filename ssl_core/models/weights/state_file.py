@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ def read_content(path: Path) -> Any:
         ValueError: if the file is missing, damaged, or needs code to be loaded.
     """
     try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: expected an encoder's file in it, or a run's folder")
         if not path.is_file():
             raise ValueError(f"{path}: no such file: expected an encoder's file, or a run's folder")
         with path.open("rb") as file:
@@ -85,9 +87,10 @@ def read_state(path: Path, payload: Any, notes: list[str]) -> tuple[dict[str, Te
     else:
         holders = [name for name in CONTAINERS if isinstance(payload, dict) and _is_state(payload.get(name))]
         if len(holders) != 1:
-            held = few(payload) if isinstance(payload, dict) else type(payload).__name__
-            found = f"several state dicts ({', '.join(holders)}): save the one that is meant alone" if holders else held
-            raise ValueError(f"{path}: expected a state dict, or one under {', '.join(CONTAINERS)}; it holds {found}")
+            raise ValueError(
+                f"{path}: expected a state dict, or one under {', '.join(CONTAINERS)}; it holds "
+                f"{_found(payload, holders)}"
+            )
         state = payload[holders[0]]
         _refuse_variants(path, payload)
         if not ours and len(payload) > 1:
@@ -117,5 +120,19 @@ def _refuse_variants(path: Path, payload: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: its network was built with {option}={shown(value)}, which our networks have not")
 
 
+def _found(payload: object, holders: Sequence[str]) -> str:
+    """Say what a file without one state dict holds, and which part of it to save."""
+    if not isinstance(payload, dict):
+        return type(payload).__name__
+    inner = list(holders) or [name for name, value in payload.items() if _is_state(value)]
+    if not inner:
+        return few(payload) or "nothing"
+    return f"{'several ' * (len(inner) > 1)}state dicts ({few(inner)}): save the one that is meant alone"
+
+
 def _is_state(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(part, Tensor) for name, part in value.items())
+    )
