@@ -37,6 +37,8 @@ from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.hashing import digest
 
 LAYOUTS = ("torchvision", "timm", "ours")
+OTHERS = (".safetensors", ".onnx", ".pt2", ".ts", ".npz", ".npy", ".h5", ".msgpack", ".pb")
+"""Endings by which other programs know formats that are not written here."""
 THEIRS = """\
 import torch
 {imports}
@@ -98,7 +100,7 @@ def export(
 
     Raises:
         ValueError: if the source is no run, the network has no such route or layout, or the file is there already, is
-            a checkpoint of the run, a link or a device.
+            a checkpoint of the run, a link or a device, or its name is of another format (`OTHERS`).
         OSError: if it cannot be written.
     """
     network, evaluated = load_network(source)
@@ -115,6 +117,11 @@ def export(
         raise ValueError(f"{out} is a checkpoint of the run: name another file")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file")
+    if out.suffix.lower() in OTHERS:
+        raise ValueError(
+            f"{out} would not be a file of {out.suffix.lower()}: name it FILE.pt; the printed code builds the model "
+            "for torch.onnx, torch.export or safetensors"
+        )
     check_target(out)
     if out.exists() and not force:
         raise ValueError(f"{out} is there already: --force replaces it")

@@ -151,5 +151,7 @@ def _test_labels(paths: Sequence[Path], root: Path, classes: tuple[str, ...]) ->
     for name, path in zip(names, paths, strict=True):
         if name not in classes:
             what = "in no class folder" if name is None else f"of the class {name!r}"
-            raise ValueError(f"{path} is {what}, but the classes of the training images are {', '.join(classes)}")
+            raise ValueError(
+                f"{path} is {what}, but the classes of the training images are {named(classes, '')}: move it away"
+            )
     return _positions(names, classes)

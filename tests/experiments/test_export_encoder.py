@@ -176,6 +176,8 @@ def test_bad_input_is_one_line(run, tmp_path, capsys) -> None:
     assert "--out" in fails(capsys, run)
     assert "unknown layout 'tim'" in fails(capsys, run, f"--out={out}", "--layout=tim")
     assert "resnet10 has no layout timm: take --layout" in fails(capsys, run, f"--out={out}", "--layout=timm")
+    for name in ("encoder.safetensors", "encoder.ONNX", "encoder.pt2"):
+        assert "name it FILE.pt" in fails(capsys, run, f"--out={tmp_path / name}", "--force")
     assert "is a folder: name a file" in fails(capsys, run, f"--out={tmp_path}", "--force")
     (tmp_path / "file").write_text("")
     fails(capsys, run, f"--out={tmp_path / 'file' / 'encoder.pt'}")

@@ -55,7 +55,9 @@ def test_a_folder_that_has_a_split_keeps_it(tmp_path: Path) -> None:
     paint(tmp_path / "test" / "a" / "0.png", BLUE)
     assert len(load_dataset("folder", data_dir=str(tmp_path)).test) == 1
     paint(tmp_path / "test" / "c" / "0.png", BLUE)
-    with pytest.raises(ValueError, match=r"0.png is of the class 'c', but the classes of the training images are a, b"):
+    with pytest.raises(
+        ValueError, match=r"0.png is of the class 'c', but the classes of the training images are a, b: move"
+    ):
         load_dataset("folder", data_dir=str(tmp_path))
     shutil.rmtree(tmp_path / "test" / "c")
     paint(tmp_path / "test" / "stray.png", BLUE)
