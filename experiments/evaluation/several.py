@@ -1,7 +1,7 @@
 """The evaluation of the encoders of a command line: one, or several with a common table."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.experiments.evaluation.request import data_of, default_folder, plan_of, subject_of
 from astra_gym.experiments.evaluation.store import DOWNSTREAM, EvaluationStore
 from astra_gym.ssl_core.evaluation.results import Row
-from astra_gym.ssl_core.utils.messages import short
+from astra_gym.ssl_core.utils.messages import short, shown
 
 FOREIGN = ("format", "stem", "route", "mean", "std")
 """Flags for checkpoints of other projects; a run folder among several encoders needs none."""
@@ -107,8 +107,35 @@ def evaluate_several(
     facts = found[0].facts | {"name": ", ".join(labels)}
     for part in ("notes", "void"):
         facts[part] = {f"{label}, {what}": said for label, one in named for what, said in one.facts[part].items()}
+    facts["notes"] |= unequal({label: one.facts["settings"] for label, one in named})
     _draw(rows, store)
     return rows, facts, store
+
+
+def unequal(settings: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> dict[str, list[str]]:
+    """Return a note for each protocol whose settings differ between encoders: a run's own probe on data without a
+    published one is not that of another project's file.
+
+    Args:
+        settings: by encoder, protocol and group, as in `facts.json`.
+    """
+    notes, first = {}, next(iter(settings.values()))
+    for protocol in first:
+        flat = {
+            label: {name: value for group in own[protocol].values() for name, value in group.items()}
+            for label, own in settings.items()
+        }
+        known = next(iter(flat.values()))
+        odd = [name for name in known if any(own[name] != known[name] for own in flat.values())]
+        if odd:
+            each = "; ".join(
+                f"{label} {', '.join(f'{name} {shown(own[name])}' for name in odd)}" for label, own in flat.items()
+            )
+            notes[protocol.upper()] = [
+                f"encoders were measured by different settings, so do not compare them: {each}. "
+                "--epochs, --lr, --batch_size, --augment and --flip set them for all"
+            ]
+    return notes
 
 
 def _alone(given: EvaluationFlags, path: Path) -> EvaluationFlags:

@@ -39,6 +39,10 @@ def test_each_has_its_folder_and_all_have_one_table(runs: list[Path], tmp_path: 
     said = capsys.readouterr().out
     assert all(f"{protocol}, {name}" in said for protocol in ("SLF", "KNN") for name in ("one", "two", "theirs"))
     assert "own nearest neighbor" in said
+    # the file of another project has no run whose probe could be taken
+    note = " ".join(said.split())
+    assert "SLF: encoders were measured by different settings, so do not compare them: one flip 0.0, lr 0.5" in note
+    assert "--epochs, --lr, --batch_size" in note and "KNN: encoders" not in note
     folders = {name: tmp_path / name / "evaluation" for name in ("one", "two")}
     folders["theirs"] = tmp_path / "evaluations" / "theirs"
     together = read_results(tmp_path / "all" / "evaluation.json")
