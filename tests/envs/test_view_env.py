@@ -102,7 +102,7 @@ def test_horizon_and_seeds(tiny) -> None:
     with pytest.raises(ValueError, match="one step"):
         ViewAttackVectorEnv(max_episode_steps=2, **tiny)
     env = ViewAttackVectorEnv(**tiny)
-    with pytest.raises(ValueError, match="one integer"):
+    with pytest.raises(ValueError, match="one Python integer"):
         env.reset(seed=[1] * 8)
     observations, _ = env.reset(seed=1)
     np.testing.assert_array_equal(env.reset()[0], observations)
