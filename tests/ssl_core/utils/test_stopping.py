@@ -99,7 +99,8 @@ except StopRequested as stop:
 def test_a_signal_that_was_held_back_comes_when_there_is_somebody_to_take_it() -> None:
     # a process of its own: of one with several threads, as a tests' worker is, another thread takes the signal
     words = [sys.executable, "-c", HELD_BACK]
-    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM\n", "")
 
 
