@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.train_agent import main
-from astra_gym.ssl_core.methods import LossTraits, Method
+from astra_gym.ssl_core.methods.base import Method
+from astra_gym.ssl_core.methods.traits import LossTraits
 
 TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --device cpu"
 

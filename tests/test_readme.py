@@ -353,6 +353,15 @@ def test_the_errors_of_troubleshooting_are_those_of_the_code() -> None:
     assert [part for part in parts if len(part.split()) > 1 and part not in joined] == []
 
 
+def test_what_documents_and_examples_name_is_in_the_reference() -> None:
+    listed = tuple((ROOT / "docs" / "api.rst").read_text(encoding="utf-8").split())
+    code = [*PYTHON, TERM, *(file.read_text(encoding="utf-8") for file in sorted((ROOT / "examples").glob("*.py")))]
+    named = {*re.findall(r"^from (astra_gym\.[\w.]+) import", "\n".join(code), re.MULTILINE)}
+    named |= {*re.findall(r"`~?(astra_gym\.[\w.]+)`", "\n".join(PAGES.values()))}
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not any(f"{name}.".startswith(f"{module}.") for module in listed)] == []
+
+
 def test_the_readme_is_read_on_two_screens() -> None:
     text = re.sub(r"^```.*?^```$", "", PAGES[README], flags=re.DOTALL | re.MULTILINE)
     assert len(text.splitlines()) <= 200 and len(text.split()) <= 1500
