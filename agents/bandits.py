@@ -293,7 +293,7 @@ class LinearThompson(Bandit):
     def _update(self, rollout: list[Transition]) -> None:
         (played,) = rollout
         if self._weights is None:
-            raise RuntimeError("a play is learnt from whose propensities are not known: only _act's own plays are")
+            raise RuntimeError("a play is learned from whose propensities are not known: only _act's own plays are")
         self._record(played)
         x = self._inputs(played.observation)
         advantages = self._advantages(played.reward).to(x.device, non_blocking=True)

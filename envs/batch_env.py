@@ -117,8 +117,7 @@ class BatchAttackEnvV1(BatchAttackEnv):
     ## Rewards
     Mean over the views of the weighted terms of `astra_gym.envs.rewards.registry`: by default
     `reward_adversarial * L_adv - reward_clean * L_clean`, with weights of 1/3 as in ASTrA's released code, on the
-    network as the attack saw it. `reward_mixed`, `reward_cost`, `reward_lookahead`, `reward_progress` and
-    `reward_weights` weigh further terms.
+    network as the attack saw it. `reward_weights={NAME: WEIGHT}` weighs further terms.
 
     `info` holds the named terms, the losses, the budget and the attack's strength (see
     `astra_gym.envs.torch_env.step_info`), values of single views as arrays; and `run`, the number of the training run.

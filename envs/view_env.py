@@ -121,7 +121,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
     ## Rewards
     The view's own weighted sum of the terms of `astra_gym.envs.rewards.registry`, float64: by default
     `reward_adversarial * L_adv - reward_clean * L_clean`; with `reward_scope="batch"` the mean of all, as in the paper.
-    `reward_mixed`, `reward_cost`, `reward_lookahead`, `reward_progress` and `reward_weights` weigh further terms.
+    `reward_weights={NAME: WEIGHT}` weighs further terms.
 
     ## Starting State
     `reset(seed=s)` makes a new world and begins its first training run: initial target weights and every random stream.

@@ -1,4 +1,4 @@
-"""Any Gymnasium vector environment as a Stable-Baselines3 `VecEnv`, which Stable-Baselines3 takes instead."""
+"""Any Gymnasium vector environment as a `VecEnv` of Stable-Baselines3, which takes no others."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy

@@ -52,7 +52,7 @@ class RewardWorld:
         held_out: held-out images if a term of the world `holds_out`, else None.
         exam_images: the images of exams if a term of the world `examines`, else None.
         judge: what the world's encoders are judged by.
-        cost_target: mean attack steps a view that the price of time aims at; None: the price is constant.
+        cost_target: mean attack steps a view at which the price of a step aims; None: the price is constant.
     """
 
     learner: TargetLearner

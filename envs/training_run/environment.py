@@ -74,7 +74,7 @@ class Episode:
         batches.views_settings = replace(batches.views_settings, strength=strength)
 
     def train(self, budget: ConstantBudget, share: float) -> None:
-        """Train until a share of the budget is spent.
+        """Train under an attack until a share of the passes is spent.
 
         Raises:
             NonFiniteError: as `AttackEngine.play`.
@@ -152,8 +152,8 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     """Choose the schedule of an adversarial pre-training, and be paid what its encoder is worth at the end.
 
     ## Description
-    An episode is a whole training of one *instance*: data, method, size, judged radius and budget. A step trains for a
-    twelfth of the budget under one attack, and then the encoder's score is measured. Instances differ, because on one
+    An episode is a whole training of one *instance*: data, method, size, judged radius and passes. A step trains for a
+    twelfth of the passes under one attack, and then the encoder's score is measured. Instances differ, because on one
     instance a constant is hard to beat: train agents on the set `train`, and score them on `test`, with which it has no
     image, no seed and no judged radius in common.
 
@@ -179,15 +179,15 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     `options={"instance": NAME}` names the instance; else it is drawn.
 
     ## Episode End
-    *Terminated* after twelve steps, when the budget is spent. The budget counts every forward-backward pass: an update
-    3.3, each attack step 1. The learning rate follows the share that is spent. If a value is not finite the episode
-    ends at once, and the score is 0.
+    *Terminated* after twelve steps, when the passes are spent: forward-backward passes over the views, of which an
+    update counts 3.3 and each attack step 1. The learning rate follows the share that is spent. If a value is not
+    finite the episode ends at once, and the score is 0.
 
     `info` holds the `instance`, `world_seed`, `score`, `SA` and `RA` (fractions), `passes` spent, `step` (the target
     updates made, as in a world's `info`) and whether the episode has `failed`.
 
     ## Rendering
-    `render_mode="rgb_array"`: the schedule so far, the share of the budget that is spent, SA and RA and the losses
+    `render_mode="rgb_array"`: the schedule so far, the share of the passes that is spent, SA and RA and the losses
     after each decision, and four views of the last update, clean and attacked. Drawing changes no random stream.
 
     ## Wrappers
@@ -280,7 +280,7 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         return self._episode
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Train for a twelfth of the budget under the chosen attack."""
+        """Train for a twelfth of the passes under the chosen attack."""
         now = self.episode
         if now.decisions == DECISIONS or now.failed:
             raise gym.error.ResetNeeded("the episode is over: call reset()")

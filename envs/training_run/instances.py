@@ -22,7 +22,7 @@ SEEDS = 1_000_000
 
 @dataclass(frozen=True)
 class Instance:
-    """A training to be run: data, method, size, judge and budget; with a seed it is one episode.
+    """A training to be run: data, method, size, judge and passes; with a seed it is one episode.
 
     Args:
         part: which half of the training images it has, one of `PARTS`.
@@ -42,7 +42,7 @@ class Instance:
         check_number("images", self.images, 2, whole=True)
         for name in ("passes", "judge_epsilon"):
             if self.world.get(name) is None:
-                raise ValueError(f"an instance has no {name}: expected the training's budget and its judged radius")
+                raise ValueError(f"an instance has no {name}: expected the training's passes and its judged radius")
         self.settings  # noqa: B018
 
     @property

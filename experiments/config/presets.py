@@ -40,7 +40,7 @@ TEACHER: dict[str, Any] = {
 }
 """Settings shared by the SimCLR teachers of DeACL and DAQ-SDP; a student starts from its teacher's weights."""
 PRESETS: dict[str, dict[str, Any]] = {
-    # the first run: few wide steps, whose price the reward counts, so that two cores need less than a minute
+    # the first run: few wide steps, whose price the reward counts, so that two cores train in about a minute
     "digits": {
         "probe_every": 2,
         "batch_size": 64,
@@ -157,7 +157,8 @@ PRESETS |= INSTANCES
 def usual_agent(preset: str, method: str) -> str:
     """Return the agent that `auto` stands for, if the method has an attack.
 
-    The paper's own at the paper's size; for a user's images what was best in long runs (docs/found/long-runs.md).
+    The paper's own at the paper's size; for a user's images one that does not collapse in long runs
+    (docs/found/long-runs.md).
     """
     if (preset, method) == ("folder", "astra"):
         return "escalating"

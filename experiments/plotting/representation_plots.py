@@ -76,7 +76,7 @@ def tsne(
     Args:
         clean, attacked: (n, d) features of the same images; the first `SHOWN` are drawn.
         labels: (n,) positions in `classes`; None for one mark.
-        classes: names; the first ten are marked, the others light grey.
+        classes: names; the first ten are marked, the others light gray.
         path: path of the PNG.
         seed: seed of t-SNE.
 
