@@ -80,9 +80,9 @@ def decode_to_disk(
         on_progress: called with the numbers of images decoded and to be decoded; not called if nothing is decoded.
 
     Returns:
-        images: (N, 3, size, size) uint8. Do not write to it: the map is read-only, and a write ends the process. (Linux
-            counts a writable private map as memory, and refuses it if it exceeds the machine's.)
-        file: the file, which begins with the images, one after another.
+        The images, (N, 3, size, size) uint8, and the file, which begins with them, one after another. Do not write to
+        the images: the map is read-only, and a write ends the process. (Linux counts a writable private map as memory,
+        and refuses it if it exceeds the machine's.)
 
     Raises:
         ValueError: if a file cannot be read as an image, or the cache folder cannot be used or is too small.

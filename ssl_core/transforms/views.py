@@ -228,7 +228,7 @@ def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, i
         interpolation: a key of `INTERPOLATIONS`.
 
     Returns:
-        (n, C, *size) float32 in [0, 1].
+        (n, C, height, width) float32 in [0, 1], of the given size.
     """
     kernel = pick(interpolation, INTERPOLATIONS, "interpolation")
     n, channels, height, width = images.shape
