@@ -150,6 +150,7 @@ class DAQSDP(Distillation):
     the teacher's file; the others start from the defaults of batch norm.
 
     Args:
+        temperature, trades_weight, scratch: as `Distillation`.
         gamma: size of the perturbation of the weights, 0 or more; 0: none.
         perturbed_from: fraction of the training, in [0, 1], after which weights are perturbed: from the first update
             before which at least that fraction is over. 0.6: the last 40 %; the released code counts its 100 epochs

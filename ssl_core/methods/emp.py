@@ -132,6 +132,7 @@ class CFAMCSSL(EMPSSL):
     training.
 
     Args:
+        temperature, crops, patches, invariance, epsilon: as `EMPSSL`.
         m: updates of a batch, 1 or more (3 in the paper's runs, 5 by default in its code).
     """
 

@@ -20,7 +20,9 @@ class Encoder(Protocol):
 
     feature_dim: int
 
-    def features(self, images: Tensor, route: str) -> Tensor: ...
+    def features(self, images: Tensor, route: str) -> Tensor:
+        """Return the features of images, by a batch-norm route."""
+        ...
 
 
 def fast_features(encoder: nn.Module, passes: int = MANY) -> Features:

@@ -57,6 +57,7 @@ class AdversarialStreams(Target):
     `temperature` that the target changes has to be given again, since this class has one too.
 
     Args:
+        temperature: as in `Method`.
         streams: "ds" or "a2a". ACL's "a2s" is refused: it compares an attacked with a clean view, and no paper says
             which branch of these frameworks takes the attacked one.
     """
