@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+from astra_gym.ssl_core.safety.writers import LOCK, TEMPORARY
 from astra_gym.ssl_core.utils.paths import check_folder
 
-BEGUN = (".", "command.txt", "environment.json", "images.digests", "last.pt")
-"""Beginnings of the names of files that a run writes before it can be resumed; those with a dot are temporary."""
+BEGUN = (LOCK, "command.txt", "environment.json", "images.digests", "last.pt")
+"""Names of the files that a run writes before it can be resumed, beside temporary ones."""
 
 
 def is_resumable(run: Path) -> bool:
@@ -26,7 +27,8 @@ def clear(run: Path) -> None:
     left = [Path(folder) / file for folder, _, files in os.walk(run) for file in files]
     folders = [Path(folder) / one for folder, inner, _ in os.walk(run, topdown=False) for one in inner]
     for file in left:
-        if not file.name.startswith(BEGUN) or not file.is_file() or file.is_symlink():
+        ours = file.name in BEGUN or TEMPORARY.fullmatch(file.name)
+        if not ours or not file.is_file() or file.is_symlink():
             raise ValueError(f"{file} is not of a run that was killed at its beginning: move {run} away")
     for folder in folders:
         if folder.is_symlink() or folder not in (run / "checkpoints", run / "results", run / "figures"):

@@ -16,10 +16,10 @@ LOCK = ".lock"
 """Name of the file in a folder that a process locks."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 """Errors of a file system without locks."""
-BY_PROCESS = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?P<suffix>\.[^.]+)?")
-"""Temporary files of `astra_gym.ssl_core.utils.files.replacing`, and of images decoded by version 0.1 (`.partial`)."""
-AT_RANDOM = re.compile(r"\.(?P<name>.+?\.[^.]+)\.((?P<pid>\d+)\.)?[a-z0-9_]{8}")
-"""Temporary files of checkpoints of version 0.1."""
+MARK = "partial"
+"""Part of the name of every temporary file, so that no file of a user's resembles one."""
+TEMPORARY = re.compile(rf"\.(?P<stem>.+)\.(?P<pid>\d+)\.{MARK}(?P<suffix>\.[^.]+)?")
+"""Names of `temporary_of`."""
 SLACK = 2.0
 """Tolerance in seconds between the times of a file and of a process."""
 
@@ -137,6 +137,11 @@ def _is_at(descriptor: int, path: Path) -> bool:
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
+def temporary_of(path: Path) -> Path:
+    """Return the temporary file by which this process replaces a file; it has the suffix of the file."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.{MARK}{path.suffix}")
+
+
 @contextlib.contextmanager
 def held(temporary: Path) -> Iterator[int]:
     """Create an empty temporary file, lock it, and yield its descriptor.
@@ -169,20 +174,12 @@ def sweep(folder: Path, ours: Callable[[str], bool] | None = None) -> list[Path]
         found = [Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(".")]
     except OSError:
         return []
-    return [path for path in found if _is_temporary(path.name, ours) and _removed(path)]
+    matches = [(path, match) for path in found if (match := TEMPORARY.fullmatch(path.name))]
+    wanted = [(path, match) for path, match in matches if ours is None or ours(match["stem"] + (match["suffix"] or ""))]
+    return [path for path, match in wanted if _removed(path, int(match["pid"]))]
 
 
-def _is_temporary(name: str, ours: Callable[[str], bool] | None) -> bool:
-    targets = []
-    if match := BY_PROCESS.fullmatch(name):
-        suffix = match["suffix"] or ""
-        targets.append(match["stem"] + ("" if suffix == ".partial" else suffix))
-    if match := AT_RANDOM.fullmatch(name):
-        targets.append(match["name"])
-    return bool(targets) and (ours is None or any(map(ours, targets)))
-
-
-def _removed(path: Path) -> bool:
+def _removed(path: Path, pid: int) -> bool:
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -191,9 +188,7 @@ def _removed(path: Path) -> bool:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode) or lock(file) is not True or not _is_at(file, path):
             return False
-        match = BY_PROCESS.fullmatch(path.name) or AT_RANDOM.fullmatch(path.name)
-        pid = match["pid"] if match else None
-        if pid is not None and _may_have_written(int(pid), status.st_mtime):
+        if _may_have_written(pid, status.st_mtime):
             return False
         os.unlink(path)
     except OSError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_gym.ssl_core.safety.sealing import sealed_json
-from astra_gym.ssl_core.safety.writers import held, sweep
+from astra_gym.ssl_core.safety.writers import held, sweep, temporary_of
 
 MOST_NAME, MOST_PATH, MOST_PARTS = 255, 4096, 200
 """Largest number of bytes of a name and of a path, and of nested folders.
@@ -54,7 +54,7 @@ def replacing(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, lambda name: name == path.name)
     # The suffix is kept, since writers such as matplotlib read the format from it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = temporary_of(path)
     # a dead process's file of this name, or a link: it would be written through
     temporary.unlink(missing_ok=True)
     with held(temporary) as descriptor:

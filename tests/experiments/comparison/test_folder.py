@@ -201,8 +201,9 @@ def test_only_what_a_killed_run_leaves_is_removed(folder: ComparisonFolder, tmp_
             "command.txt",
             "environment.json",
             "images.digests",
-            ".config.1.yaml",
-            "checkpoints/.last.pt.x",
+            ".lock",
+            ".config.1.partial.yaml",
+            "checkpoints/.last.1.partial.pt",
             "checkpoints/last.pt",
         ):
             (cell / name).touch()
@@ -210,7 +211,7 @@ def test_only_what_a_killed_run_leaves_is_removed(folder: ComparisonFolder, tmp_
     begun()
     folder.clear(cell.name)
     assert not cell.exists()
-    for name in ("notes.txt", "results/slf.json", "own/a.txt"):
+    for name in ("notes.txt", ".notes", "checkpoints/last.pt.old", "results/slf.json", "own/a.txt"):
         begun()
         (cell / name).parent.mkdir(exist_ok=True)
         (cell / name).write_text("mine")

@@ -47,7 +47,7 @@ def test_after_a_restart_the_run_that_was_begun_resumes(
     # killed before the folder was whole
     cut = RunFolder.create(folder, first.settings, [*called("train"), *words])
     cut.config.unlink()
-    (cut.checkpoints / ".last.99999999.pt").write_bytes(b"half")
+    (cut.checkpoints / ".last.99999999.partial.pt").write_bytes(b"half")
     assert begun(words, "train")[0].resume is None
     cut.check_new()
     monkeypatch.setattr(module, "_current", Ranks())

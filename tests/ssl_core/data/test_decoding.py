@@ -15,6 +15,7 @@ from torch import Tensor
 from astra_gym.ssl_core.data import decoding
 from astra_gym.ssl_core.data.decoding import CHUNK, decode, decode_to_disk, read_image
 from astra_gym.ssl_core.safety.sealing import DamagedError
+from astra_gym.ssl_core.safety.writers import temporary_of
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -231,7 +232,7 @@ def test_a_link_in_the_cache_folder_is_not_written_through(pictures: list[Path],
     victim = tmp_path / "victim"
     victim.write_text("mine")
     file.unlink()
-    file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}").symlink_to(victim)
+    temporary_of(file).symlink_to(victim)
     on_disk(pictures, tmp_path)
     file.unlink()
     file.symlink_to(victim)

@@ -53,13 +53,13 @@ def dead() -> int:
 
 def test_a_folder_has_one_writer_and_a_dead_one_blocks_nobody(tmp_path: Path, writer: subprocess.Popen) -> None:
     [temporary] = tmp_path.glob(".results.*")
-    assert temporary.name == f".results.{writer.pid}.json"
+    assert temporary.name == f".results.{writer.pid}.partial.json"
     with pytest.raises(Locked, match=rf"is being written by another process \(process {writer.pid} on .+\): wait") as e:
         FolderLock(tmp_path)
     assert len(str(e.value).splitlines()) == 1
     # what a living process writes stays, also where its name tells another number
     assert sweep(tmp_path) == []
-    moved = temporary.rename(tmp_path / f".results.{dead()}.json")
+    moved = temporary.rename(tmp_path / f".results.{dead()}.partial.json")
     assert sweep(tmp_path) == []
     writer.kill()
     writer.wait()
@@ -70,20 +70,23 @@ def test_a_folder_has_one_writer_and_a_dead_one_blocks_nobody(tmp_path: Path, wr
 
 def test_only_what_a_dead_writer_left_is_swept(tmp_path: Path) -> None:
     gone, mine = dead(), os.getpid()
-    left = [f".results.{gone}.json", f".last.pt.{gone}.abc_1234", ".last.pt.x7_qwert", f".images-8px.u8.{gone}.partial"]
-    kept = [f".results.{mine}.json", ".results.json", "results.1.json", ".gitignore", f".{gone}.json", ".a.pt.ABCD1234"]
+    left = [f".results.{gone}.partial.json", f".images-8px.u8.{gone}.partial"]
+    kept = [f".results.{mine}.partial.json", ".results.partial.json", "results.1.partial.json", f".{gone}.partial.json"]
+    # hidden copies that a user may have made, one with a number that is no process's
+    kept += [f".results.{gone}.json", ".results.20241130.json", ".last.pt.original", ".last.pt.20241130", ".gitignore"]
     for name in (*left, *kept):
         (tmp_path / name).write_text("x")
     (tmp_path / "victim").write_text("x")
-    (tmp_path / f".link.{gone}.json").symlink_to(tmp_path / "victim")
-    (tmp_path / f".folder.{gone}.json").mkdir()
+    link, folder = f".link.{gone}.partial.json", f".folder.{gone}.partial.json"
+    (tmp_path / link).symlink_to(tmp_path / "victim")
+    (tmp_path / folder).mkdir()
     assert {path.name for path in sweep(tmp_path)} == set(left)
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, "victim", f".link.{gone}.json", f".folder.{gone}.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "victim", link, folder}
     assert sweep(tmp_path / "nowhere") == []
 
 
 def test_a_number_that_another_process_has_taken_protects_nothing(tmp_path: Path) -> None:
-    path = tmp_path / f".results.{os.getpid()}.json"
+    path = tmp_path / f".results.{os.getpid()}.partial.json"
     path.write_text("x")
     assert sweep(tmp_path) == []
     # written long before this process began
@@ -93,13 +96,14 @@ def test_a_number_that_another_process_has_taken_protects_nothing(tmp_path: Path
 
 def test_a_writer_removes_what_a_killed_writer_of_the_same_file_left(tmp_path: Path) -> None:
     gone = dead()
-    for name in (f".a.{gone}.json", f".b.{gone}.json", f".c.pt.{gone}.abcdefgh"):
+    left = [f".{name.replace('.', f'.{gone}.partial.')}" for name in ("a.json", "b.json", "c.pt")]
+    for name in left:
         (tmp_path / name).write_text("half")
     with replacing(tmp_path / "a.json") as temporary:
         temporary.write_text("whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", f".b.{gone}.json", f".c.pt.{gone}.abcdefgh"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *left[1:]}
     save_checkpoint(tmp_path / "c.pt", "run", {})
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "c.pt", f".b.{gone}.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "c.pt", left[1]}
 
 
 def test_where_there_are_no_locks_nobody_is_kept_away_and_nothing_is_swept(tmp_path: Path, monkeypatch) -> None:
@@ -111,7 +115,7 @@ def test_where_there_are_no_locks_nobody_is_kept_away_and_nothing_is_swept(tmp_p
     monkeypatch.setattr(fcntl, "flock", refused)
     with FolderLock(tmp_path) as one, FolderLock(tmp_path) as other:
         assert not one.has_locks and not other.has_locks
-    (tmp_path / f".a.{dead()}.json").write_text("half")
+    (tmp_path / f".a.{dead()}.partial.json").write_text("half")
     assert sweep(tmp_path) == []
     with replacing(tmp_path / "b.json") as temporary:
         temporary.write_text("whole")

@@ -9,6 +9,7 @@ import pytest
 
 from astra_gym.ssl_core.models.checkpoint import save_checkpoint
 from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.safety.writers import temporary_of
 from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
 from astra_gym.ssl_core.utils.paths import (
     LONGEST,
@@ -92,7 +93,7 @@ def test_devices_are_refused() -> None:
 def test_a_link_where_the_temporary_file_goes_is_not_written_through(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    (tmp_path / f".a.{os.getpid()}.json").symlink_to(victim)
+    temporary_of(tmp_path / "a.json").symlink_to(victim)
     write_json(tmp_path / "a.json", {"a": 1})
     assert victim.read_text() == "mine" and read_json(tmp_path / "a.json") == {"a": 1}
 
