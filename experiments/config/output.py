@@ -90,11 +90,16 @@ class Output(io.TextIOBase):
 def surviving() -> Iterator[None]:
     """While entered, the standard output and the standard error never fail; both are flushed at the end.
 
-    A reader that went away is ignored. If the output is a file that could not be written, as on a full disk, a note
-    goes to the standard error.
+    A stream that the process was started without goes nowhere, and a reader that went away is ignored. If the output is
+    a file that could not be written, as on a full disk, a note goes to the standard error.
     """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # else the next file gets this number, and what a library prints; processes started here inherit it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
-    # a process may be started without these streams
     out, err = (Output(stream or io.StringIO()) for stream in before)
     sys.stdout, sys.stderr = out, err
     try:

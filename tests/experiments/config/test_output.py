@@ -82,6 +82,19 @@ def test_streams_are_replaced_within_and_a_full_disk_is_told(monkeypatch) -> Non
             print("nobody sees it")
 
 
+def test_without_standard_files_none_of_a_users_files_becomes_one(tmp_path: Path) -> None:
+    child = "import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))"
+    code = (
+        "import os, subprocess, sys\nfrom astra_gym.experiments.config.output import surviving\n"
+        "with surviving(), open('metrics.jsonl', 'w') as file:\n"
+        "    os.write(1, b'of a library'), os.write(2, b'of a library')\n"
+        f"    sys.exit(file.fileno() < 3 or subprocess.run([sys.executable, '-c', {child!r}]).returncode)"
+    )
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(closed, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
 FULL = Path("/dev/full")
 
 
