@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.runs.event_files import let_the_next_be_last
+from astra_gym.experiments.runs.event_files import PATTERN, let_the_next_be_last
 from astra_gym.experiments.runs.logs import damaged_events, set_aside
 from astra_gym.experiments.runs.metrics import CHOSEN, lost_updates, metrics_of, metrics_rows
 from astra_gym.experiments.runs.peak_memory import peak_memory
@@ -45,6 +45,9 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 }
 """TensorBoard's custom scalars: the groups, their cards, and patterns of the scalars on each."""
 
+FINAL = ".final"
+"""Suffix of the TensorBoard file with a finished run's accuracies."""
+
 
 def accuracy_name(epsilon: float) -> str:
     """Return the name of accuracy within a radius in TensorBoard: `SA`, or `RA_8_255`."""
@@ -53,9 +56,12 @@ def accuracy_name(epsilon: float) -> str:
 
 def write_final(folder: Path, accuracies: Mapping[float, float], step: int) -> None:
     """Add the accuracies of a finished run by radius, in percent, to its TensorBoard files, as `final/SA` and so on:
-    the table of runs (HPARAMS) shows them."""
+    the table of runs (HPARAMS) shows them. Those of an earlier evaluation, which was cut short or is repeated, are
+    replaced."""
+    for earlier in folder.glob(PATTERN + FINAL):
+        earlier.unlink()
     let_the_next_be_last(folder)
-    with SummaryWriter(str(folder)) as board:
+    with SummaryWriter(str(folder), filename_suffix=FINAL) as board:
         for epsilon, value in accuracies.items():
             board.add_scalar(f"final/{accuracy_name(epsilon)}", value, step)
 

@@ -103,6 +103,9 @@ def test_a_whole_run_leaves_what_the_plan_says(tmp_path, method: str, capsys) ->
         assert main(["--resume", str(folder)]) == 0
         again = read_results(folder / "results" / "slf.json")
         assert [row.value for row in again] == [row.value for row in rows]
+        for tag, value in (("final/SA", again[0].value), ("final/RA_8_255", again[1].value)):
+            [point] = EventAccumulator(str(folder)).Reload().Scalars(tag)
+            assert (point.step, point.value) == (12, pytest.approx(value))
 
 
 def test_trivial_encoders_are_evaluated_on_request(tmp_path) -> None:
