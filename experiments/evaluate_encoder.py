@@ -75,7 +75,7 @@ def _led(words: list[str], ending: Ending, ranks: Ranks) -> int:
     command = shlex.join([*recorded("evaluate"), *words])
     ending.kept = "what is finished is kept"
     ending.after = f"resume by {typed('evaluate', *words)}"
-    ending.stopped = f"interrupted; what is finished is kept: resume by {command}"
+    ending.stopped = f"interrupted; {ending.kept}: {ending.after}"
     try:
         check_own_gpus(given.work.device, ranks.size)
         with led(ranks.leave()):
@@ -115,8 +115,7 @@ def _run(given: EvaluationFlags, command: str, ending: Ending) -> int:
         console.print(for_terminal(table))
     for what, sentence in remarks(rows, facts["notes"]):
         say(f"{what}: {sentence}")
-    page = shlex.join([*recorded("report"), str(store.path)])
-    say(f"results lie in {store.path}; as a page, with intervals: {page}")
+    say(f"results lie in {store.path}; as a page, with intervals: {typed('report', str(store.path))}")
     for name, reason in facts["void"].items():
         print(said(program("evaluate"), f"no figure for {name}: {reason}"), file=sys.stderr)
     return 1 if facts["void"] else 0

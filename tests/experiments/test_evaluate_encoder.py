@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from astra_gym.experiments import evaluate_encoder, publish, report, train_agent
+from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.evaluation import encoders, protocol_runner, request
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.ssl_core.data.image_set import Split
@@ -115,7 +116,7 @@ def test_a_command_that_was_interrupted_gives_what_an_undisturbed_one_does(run: 
             status = evaluate_encoder.main([*words, "--out", str(tmp_path / "stopped")])
         assert status in (0, 130)
         if stop == 2:
-            assert status == 130 and "resume by python experiments/evaluate_encoder.py" in capsys.readouterr().err
+            assert status == 130 and f"resume by {typed('evaluate', *words)}" in capsys.readouterr().err
     assert values(evaluated(tmp_path / "stopped", *words)) == values(undisturbed)
 
 
