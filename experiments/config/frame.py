@@ -47,18 +47,25 @@ class Ending:
         if isinstance(error, FolderLostError):
             return f"{error}: what was in it is lost, unless you have it elsewhere"
         place, kept = self.place, self.kept if isinstance(self.kept, str) else self.kept()
-        if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(place):
+        file = _file_of(error)
+        if file is not None and not file.is_relative_to(place):
             # the file may be on another disk, such as a cache of decoded images
-            place = Path(error.filename).parent
+            place = file.parent
         if error.errno in FULL:
             return f"no space left in {place}; {kept}; {self.after}"
-        at = error.filename if isinstance(error.filename, str) else place
-        return f"{at} cannot be read or written ({error.strerror}); {kept}; {self.after}"
+        return f"{file or place} cannot be read or written ({error.strerror}); {kept}; {self.after}"
 
     def concerns(self, error: BaseException) -> bool:
         """Return whether an error is about a file in the command's place."""
-        name = error.filename if isinstance(error, OSError) else None
-        return self.place != Path() and isinstance(name, str) and Path(name).is_relative_to(self.place)
+        file = _file_of(error)
+        return self.place != Path() and file is not None and file.is_relative_to(self.place)
+
+
+def _file_of(error: BaseException) -> Path | None:
+    """Return the file that an error names; that which was written, if it was copied."""
+    name = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    # TensorBoard's names are bytes; a number is a descriptor
+    return Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
 
 
 def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], Ending], int]) -> int:
@@ -78,7 +85,7 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
         return _end(
             ending, 2, f"one of {size} processes, but only {' and '.join(DIVIDED)} divide their work: start it once"
         )
-    with surviving(), unsealed_collected() as unsealed, _quiet_threads():
+    with surviving(), unsealed_collected() as unsealed, _quiet_threads(ending):
         raised: list[StopRequested] = []
         try:
             with raising() as raised:
@@ -115,12 +122,15 @@ def _note_unsealed(name: str, found: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """While entered, threads do not print disk errors: the code that waits for them raises the same error."""
+def _quiet_threads(ending: Ending) -> Iterator[None]:
+    """While entered, threads do not print what ends a command in a line: the code that waits for them raises the same
+    error.
+    """
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:
-        if failed.exc_value is None or disk_error(failed.exc_value) is None:
+        error = failed.exc_value
+        if error is None or not (disk_error(error) or ending.concerns(error)):
             before(failed)
 
     threading.excepthook = hook

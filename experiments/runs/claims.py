@@ -71,6 +71,7 @@ def held(folder: RunFolder) -> Iterator[RunFolder]:
 
     Raises:
         ValueError: if another process holds it, or it cannot be written.
+        FolderLostError: if a file cannot be read or written because the folder was removed or moved meanwhile.
     """
     if not folder.writes:
         yield folder
@@ -87,5 +88,9 @@ def held(folder: RunFolder) -> Iterator[RunFolder]:
             sweep(part)
         try:
             yield folder
+        except OSError:
+            # a file may be missing because all of the folder is
+            lock.check()
+            raise
         finally:
             folder.lock = None

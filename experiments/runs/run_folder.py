@@ -24,6 +24,7 @@ from astra_gym.experiments.runs.logs import (
 )
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.models.checkpoint import save_checkpoint
+from astra_gym.ssl_core.safety.disk import FolderLostError
 from astra_gym.ssl_core.safety.sealing import sealed_yaml, without_seal
 from astra_gym.ssl_core.safety.writers import LOCK, FolderLock
 from astra_gym.ssl_core.utils.device import convolves_in_tf32
@@ -143,9 +144,12 @@ class RunFolder:
         save_checkpoint(self.checkpoints / name, kind, payload)
 
     def check(self) -> None:
-        """Raise a FolderLostError if this process holds the folder, and it was removed or moved."""
+        """Raise a FolderLostError if this process holds the folder, and it or its `config.yaml` was removed or moved:
+        without that no run is resumed."""
         if self.lock is not None:
             self.lock.check()
+            if not self.config.exists():
+                raise FolderLostError(f"{self.config} was removed or moved while the run was written")
 
     def check_new(self) -> None:
         """Raise a ValueError if the folder exists and is not empty."""

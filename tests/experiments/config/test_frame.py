@@ -57,6 +57,10 @@ TOLD = {
     OSError(errno.ENOSPC, "No space", "cache/a.u8"): "no space left in cache; the checkpoint of step 7 is whole",
     OSError(errno.EROFS, "Read-only file system"): "runs/one cannot be read or written (Read-only file system); the",
     PermissionError(errno.EACCES, "Permission denied", "runs/one/x"): "runs/one/x cannot be read or written",
+    # TensorBoard's names are bytes
+    FileNotFoundError(errno.ENOENT, "No such file", b"runs/one/events"): "runs/one/events cannot be read or written",
+    # of a copy, what is written
+    OSError(errno.ENOSPC, "No space", "runs/two/a", None, "kept/a"): "no space left in kept; the checkpoint of step 7",
     FolderLostError("runs/one was removed or moved while it was written"): "runs/one was removed or moved while",
 }
 
@@ -80,16 +84,18 @@ def test_other_errors_are_not_hidden(capsys, error: OSError) -> None:
 def test_threads_print_nothing_of_a_full_disk_and_everything_else(capsys, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda failed: seen.append(failed.exc_value))
-    errors = [OSError(errno.ENOSPC, "full"), ValueError("a bug")]
+    lost = FileNotFoundError(errno.ENOENT, "gone", b"runs/one/events")
+    errors = [OSError(errno.ENOSPC, "full"), lost, ValueError("a bug")]
 
     def fails(error: Exception) -> None:
         raise error
 
     def command(words: list[str], ending: Ending) -> int:
+        ending.place = Path("runs/one")
         for error in errors:
             thread = threading.Thread(target=fails, args=(error,))
             thread.start()
             thread.join()
         return 0
 
-    assert framed("train", [], command) == 0 and seen == errors[1:]
+    assert framed("train", [], command) == 0 and seen == errors[2:]

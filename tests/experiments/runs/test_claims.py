@@ -1,3 +1,4 @@
+import errno
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs import claims
 from astra_gym.experiments.runs.claims import claimed, held
+from astra_gym.ssl_core.safety.disk import FolderLostError
 
 
 def test_runs_that_begin_together_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +57,22 @@ def test_a_link_to_a_folder_is_its_folder_and_any_other_is_kept(tmp_path: Path) 
         ):
             pass
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_that_is_missing_because_its_folder_was_moved_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for moved, error in ((True, FolderLostError), (False, FileNotFoundError)):
+        with pytest.raises(error), claimed(Settings.of(run_dir=str(path))):
+            if moved:
+                path.rename(tmp_path / "elsewhere")
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", f"{path}/events")
+
+
+def test_a_run_does_not_go_on_without_what_resumes_it(tmp_path: Path) -> None:
+    settings = Settings.of(run_dir=str(tmp_path / "run"))
+    with claimed(settings) as folder:
+        folder.begin(settings, ["train_agent.py"])
+        folder.check()
+        folder.config.unlink()
+        with pytest.raises(FolderLostError, match=r"config\.yaml was removed or moved while the run was written"):
+            folder.check()
