@@ -17,7 +17,7 @@ from astra_gym.experiments.config.output import surviving
 from astra_gym.ssl_core.distributed.ranks import is_one_of_several
 from astra_gym.ssl_core.safety.disk import FULL, FolderLostError, disk_error
 from astra_gym.ssl_core.safety.sealing import unsealed_collected
-from astra_gym.ssl_core.utils.messages import FEW, said
+from astra_gym.ssl_core.utils.messages import FEW, said, shown
 from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
 
 DIVIDED = ("train", "evaluate")
@@ -77,7 +77,8 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
         command: function that takes the flags and the `Ending`, and returns the exit status.
 
     Returns:
-        The exit status: the command's own, 1 if a disk error ended it, 128 + N if signal N did.
+        The exit status: the command's own, 1 if a disk error ended it, 2 if a flag is not UTF-8, 128 + N if signal N
+        ended it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     ending = Ending(name)
@@ -85,6 +86,11 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
         return _end(
             ending, 2, f"one of {size} processes, but only {' and '.join(DIVIDED)} divide their work: start it once"
         )
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            return _end(ending, 2, f"{shown(word)} is not UTF-8, in which every file is written: give another name")
     with surviving(), unsealed_collected() as unsealed, _quiet_threads(ending):
         raised: list[StopRequested] = []
         try:

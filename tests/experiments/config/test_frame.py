@@ -81,6 +81,14 @@ def test_other_errors_are_not_hidden(capsys, error: OSError) -> None:
     assert caught.value is error
 
 
+def test_a_name_that_no_file_could_hold_is_refused_before_anything_is_done(capsys) -> None:
+    assert framed("train", ["--run_dir", "runs/\udce9t\udce9"], lambda words, ending: 0) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        r"train_agent.py: error: 'runs/\udce9t\udce9' is not UTF-8, in which every file is written: give"
+    )
+
+
 def test_threads_print_nothing_of_a_full_disk_and_everything_else(capsys, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda failed: seen.append(failed.exc_value))
