@@ -5,6 +5,7 @@ the queue, where the next machine resumes the run.
 """
 
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -17,6 +18,7 @@ from astra_gym.experiments.engines.base import POLL, Ended, EngineFlags, Job, mi
 from astra_gym.experiments.engines.cell import changed, found_here
 from astra_gym.experiments.engines.remote import Attendant, RemoteCell, Task, ordered
 from astra_gym.ssl_core.utils.messages import brief
+from astra_gym.ssl_core.utils.stopping import block
 
 SET_BY_FLAGS = {
     "cpus_per_task": "--cell_cpus",
@@ -126,6 +128,8 @@ class SlurmEngine:
         executor = self._executor(self._jobs)
         executor.update_parameters(slurm_array_parallelism=at_once)
         made = [ordered(job, self.flags, self._folder) for job in jobs]
+        # a terminal sends Ctrl-C to submitit's processes here, too, which would kill the runs before they are saved
+        masked = block()
         try:
             with changed(found_here()):
                 submitted = executor.map_array(SlurmAttendant(), [task for _, task in made])
@@ -134,6 +138,8 @@ class SlurmEngine:
                 attempt.forget()
             said = brief(" ".join(str(error).split()), 200)
             raise ValueError(f"--engine slurm: the jobs were refused: {said}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         # a job that is not known yet is not over
         self._asked = time.monotonic()
         self._states |= {job.job_id: "PENDING" for job in submitted}
@@ -206,7 +212,11 @@ class SlurmCell(RemoteCell):
 
     def cancel(self) -> None:
         """Cancel the job."""
-        self.submitted.cancel(check=False)
+        if self.engine.cluster == "local":
+            # submitit would send the signal of Ctrl-C, which is held back there
+            self.attempt.call_off()
+        else:
+            self.submitted.cancel(check=False)
 
     def ended(self) -> Ended:
         """Return how it ended; call this only after its end."""

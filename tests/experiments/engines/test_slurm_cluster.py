@@ -57,9 +57,14 @@ def test_a_job_that_is_killed_and_one_that_is_told_to_leave_make_the_run_of_one_
 def test_an_interrupt_saves_what_runs_and_begins_nothing_else(tmp_path) -> None:
     def looked(cells) -> None:
         if any(updates(cell.job.run) > 10 for cell in cells) and not asked:
-            asked.append(os.kill(os.getpid(), signal.SIGINT))
+            asked.append(True)
+            # as a terminal sends Ctrl-C, to submitit's processes too
+            attends = attendant(tmp_path, "long")
+            parent = int(Path(f"/proc/{attends}/stat").read_text().rpartition(")")[2].split()[1])
+            for each in (parent, attends, os.getpid()):
+                os.kill(each, signal.SIGINT)
 
-    asked: list[None] = []
+    asked: list[bool] = []
     ends = run_on(engine(), tmp_path, [job(tmp_path, "long", "--epochs=5000"), job(tmp_path, "never")], 1, looked)
     assert {name: end.status for name, end in ends.items()} == {"long": 128 + signal.SIGTERM}
     assert "saved at step" in (tmp_path / "logs" / "long.log").read_text()
