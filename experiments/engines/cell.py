@@ -38,6 +38,11 @@ def run_cell(argv: Sequence[str], log: str, directory: str, cpus: int, parent: C
     import torch
 
     torch.set_num_threads(cpus)
+    from astra_gym.ssl_core.distributed.ranks import STARTED
+
+    # a cell is one process, whatever the comparison was started as: side by side they would all be the same rank
+    for name in STARTED:
+        os.environ.pop(name, None)
     train_agent = importlib.import_module("astra_gym.experiments.train_agent")
     # as a person would type it, for command.txt
     if not launcher():

@@ -1,3 +1,4 @@
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from astra_gym.experiments.engines.attempts import Attempt
 from astra_gym.experiments.engines.base import LOST, EngineFlags
 from astra_gym.experiments.engines.remote import Attendant, RemoteCell, ordered
+from astra_gym.ssl_core.distributed.ranks import STARTED
 from tests.helpers.cells import job
 
 
@@ -53,6 +55,18 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"elsewhere is not seen on .*: put it where all see it"):
         Attendant()(replace(task, attempts=str(tmp_path / "elsewhere")))
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_is_one_process_whatever_the_comparison_was_started_as(tmp_path, monkeypatch) -> None:
+    with socket.socket() as taken:
+        # as a second cell would find it
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in zip(STARTED, ("0", "1", "127.0.0.1", str(taken.getsockname()[1])), strict=True):
+            monkeypatch.setenv(name, value)
+        _, task = ordered(job(tmp_path, "x", "--epochs=1", "--evaluate=false"), EngineFlags(), tmp_path)
+        assert Attendant()(task) == 0, Path(task.log).read_text()
 
 
 def test_an_attempt_that_was_called_off_before_it_began_does_nothing(tmp_path) -> None:
