@@ -26,7 +26,7 @@ from astra_gym.experiments.runs.run import HPARAM_METRICS, OffPlan, Run, Stopped
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.runs.run_log import RunLog
 from astra_gym.experiments.runs.silent import SilentFolder, SilentLog
-from astra_gym.experiments.runs.together import begun, check_supported, ranks_console
+from astra_gym.experiments.runs.together import begun, check_alike, check_supported, ranks_console
 from astra_gym.ssl_core.data.summary import summary
 from astra_gym.ssl_core.distributed.helping import help_first, led
 from astra_gym.ssl_core.distributed.ranks import RankLostError, current, joined
@@ -124,6 +124,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
                 if settings.agent.agent_from is not None:
                     start_from(run.agent, settings.agent.agent_from)
                 run.check_finite()
+                check_alike(run)
                 folder = hold.enter_context(claimed(settings))
                 ending.place = folder.path
                 facts = None if origin is None else {"init_from": origin.record()}
@@ -134,6 +135,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
                     progress.note(note)
                 for note in run.restore(folder):
                     progress.note(f"not bit for bit the uninterrupted run: {note}")
+                check_alike(run)
                 if invocation.accept_edited_config:
                     folder.accept_config()
                 damage = folder.note_resume(settings, words)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
+from torch import nn
 
 from astra_gym.experiments.config.cli import Invocation, parse
 from astra_gym.experiments.config.commands import called
@@ -15,9 +16,11 @@ from astra_gym.experiments.config.devices import check_own_gpus
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import trusting
 from astra_gym.experiments.runs.claims import held
+from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.distributed.ranks import current
 from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.hashing import digest
 
 
 @contextmanager
@@ -75,6 +78,22 @@ def check_supported(settings: Settings) -> None:
             "compile_blocks is for one process, since batch norm over ranks is not compiled: leave it out, or torchrun"
         )
     check_own_gpus(settings.run.device, ranks.size)
+
+
+def check_alike(run: Run) -> None:
+    """Check that all ranks have read the same images, and the same networks at the same update.
+
+    Every machine reads its own copy of a file, and what the ranks tell each other later does not show whose it was.
+
+    Raises:
+        RanksDifferError: if they have not.
+    """
+    ranks, learner = current(), run.engine.learner
+    if ranks.alone:
+        return
+    ranks.check_same("images", run.images.train.values + run.images.test.values)
+    networks = nn.ModuleList([learner.network, learner.heads, learner.others])
+    ranks.check_same("networks", f"{learner.step} {digest(networks)}".encode())
 
 
 def _parsed(argv: list[str], program: str) -> Invocation:

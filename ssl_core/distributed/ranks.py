@@ -231,8 +231,8 @@ class Ranks:
         other = (digests != digests[0]).nonzero()
         if len(other):
             raise RanksDifferError(
-                f"{what} of rank {int(other[0])} differ from those of rank 0: all ranks need the same code, data and "
-                "kind of processor, and an agent that draws from its seed alone"
+                f"{what} of rank {int(other[0])} differ from those of rank 0: all ranks need the same flags, code, "
+                "files and kind of processor, and an agent that draws from its seed alone"
             )
 
     def is_first_to_say(self, text: str) -> bool:
@@ -297,7 +297,7 @@ def joined() -> Iterator[Ranks]:
 
     Raises:
         RankLostError: if the others do not come.
-        ValueError: if the environment variable `TIMEOUT` is no positive number.
+        ValueError: if the environment variable `TIMEOUT` is no positive number, or one of `STARTED` is no number.
     """
     if not is_one_of_several():
         yield current()
@@ -316,7 +316,13 @@ def joined() -> Iterator[Ranks]:
         backend = "nccl" if torch.cuda.is_available() and own_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
-        raise RankLostError(f"the other ranks did not come within {seconds:g} s: {error!s:.100}") from error
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RankLostError(
+            f"the ranks did not meet at {place} (MASTER_ADDR, MASTER_PORT) within {seconds:g} s: {brief(error, 170)}"
+        ) from error
+    except ValueError as error:
+        given = ", ".join(f"{name} {shown(os.environ[name])}" for name in STARTED)
+        raise ValueError(f"{given}: expected whole numbers, and a host's name ({error})") from error
     before, _current = _current, Ranks(rank, size, dist.PrefixStore("astra-gym", store), seconds)
     group = copy.copy(_current)
     try:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run import Run
+from astra_gym.experiments.runs.together import check_alike
+from astra_gym.ssl_core.distributed.ranks import RanksDifferError, current
 from tests.helpers.draws import generator
 from tests.helpers.tiny_training import TINY_SETTINGS
 
@@ -81,6 +83,25 @@ def played(method: str, agent: str, **settings: Any) -> dict[str, Tensor]:
     run.engine.standardize = lambda raw: standardized(raw).float()
     run.agent.learn(UPDATES * run.env.num_envs, _Recorder(run, found.update))
     return found | dict(_tensors({"learner": learner.state_dict(), "agent": run.agent.state_dict()}))
+
+
+def unlike() -> dict[str, str]:
+    """What is said of runs that begin alike, with another last image on rank 1, and with another weight there."""
+    made, first = Settings.of(**WORLD, method="acl", agent="fixed"), current().first
+    data, found = made.data.load(), dict[str, str]()
+    images = data.train.images.clone()
+    images[-1] += 1 - first
+    for name in ("alike", "images", "networks"):
+        train = replace(data.train, images=images) if name == "images" else data.train
+        run = Run(made, torch.device("cpu"), replace(data, train=train))
+        if name == "networks" and not first:
+            next(run.engine.learner.network.parameters()).data.add_(1)
+        try:
+            check_alike(run)
+            found[name] = ""
+        except RanksDifferError as error:
+            found[name] = str(error)
+    return found
 
 
 class _Recorder(BaseCallback):

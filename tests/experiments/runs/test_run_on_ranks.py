@@ -35,3 +35,10 @@ def test_first_class_methods_and_agents_are_those_of_one_process(size: int, tmp_
 @pytest.mark.every_agent
 def test_all_other_parts_of_a_run_are_those_of_one_process(tmp_path: Path) -> None:
     check(on_ranks(2, "tests.helpers.rank_runs:others", tmp_path), rank_runs.others())
+
+
+@pytest.mark.slow
+def test_files_that_differ_between_machines_are_found_before_the_first_update(tmp_path: Path) -> None:
+    for found in on_ranks(2, "tests.helpers.rank_runs:unlike", tmp_path):
+        assert found.pop("alike") == "" and len(found) == 2
+        assert all(f"{name} of rank 1 differ from those of rank 0" in said for name, said in found.items())

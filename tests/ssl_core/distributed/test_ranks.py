@@ -1,9 +1,19 @@
 """What ranks tell each other."""
 
+import socket
+
 import pytest
 import torch
 
-from astra_gym.ssl_core.distributed.ranks import STARTED, Ranks, current, is_one_of_several, joined
+from astra_gym.ssl_core.distributed.ranks import (
+    STARTED,
+    TIMEOUT,
+    RankLostError,
+    Ranks,
+    current,
+    is_one_of_several,
+    joined,
+)
 
 OF_FOUR = range(4)
 
@@ -26,6 +36,21 @@ def test_only_a_process_with_all_of_torchruns_variables_joins_others(monkeypatch
     assert not is_one_of_several()
     with joined() as ranks:
         assert ranks is current() and ranks.alone
+
+
+def test_where_and_why_ranks_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in zip((*STARTED, TIMEOUT), ("0", "2", "127.0.0.1", port, "5"), strict=True):
+            monkeypatch.setenv(name, value)
+        why = rf"did not meet at 127\.0\.0\.1:{port} .* within 5 s: .* address already in use"
+        with pytest.raises(RankLostError, match=why), joined():
+            pass
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match=r"RANK 'first', WORLD_SIZE '2', .*: expected whole numbers"), joined():
+        pass
 
 
 @pytest.mark.parametrize("n", range(10))
