@@ -212,7 +212,7 @@ class Run:
         payload = self._encoder() | {
             "post_processed": self.processed is not None,
             "agent_name": self.settings.agent.agent,
-            "circumstances": self._circumstances(),
+            "circumstances": self._circumstances,
             "world": self.env.state_dict(),
             "agent": self.agent.state_dict(),
         }
@@ -282,13 +282,13 @@ class Run:
             raise CheckpointError(f"{folder.checkpoints / 'last.pt'} cannot be resumed: {error}") from error
         self.saved_step = self.engine.step
         notes = [f"the random stream {name!r} starts anew on this device" for name in restarted]
-        for name, now in self._circumstances().items():
-            if (then := before.get(name)) != now:
-                notes.append(f"{name} was {then} and is {now}")
-        return notes
+        both = ((name, before.get(name), now) for name, now in self._circumstances.items())
+        return notes + [f"{name} was {then} and is {now}" for name, then, now in both if then != now]
 
+    @cached_property
     def _circumstances(self) -> dict[str, Any]:
-        """Return what may change between a checkpoint and its continuation, which is then no longer exact."""
+        """What may change between a checkpoint and its continuation, which is then no longer exact."""
+        # once, since after the training this process leaves the other ranks
         return {
             "device": self.engine.device.type,
             "precision": self.settings.optimizer.precision,

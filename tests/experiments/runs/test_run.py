@@ -12,12 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.config.cli import load
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.distributed.ranks import Ranks
 from astra_gym.ssl_core.models.checkpoint import encoder_name, kept_encoders, load_checkpoint, load_network
-from tests.helpers.tiny_training import TINY, assert_equal_runs, call, expect_error
+from tests.helpers.tiny_training import TINY, TINY_SETTINGS, assert_equal_runs, call, expect_error
 
 SOURCE = """
 import numpy as np
@@ -168,6 +170,17 @@ def assert_equal_states(found: dict[str, torch.Tensor], expected: dict[str, torc
 def kept(folder: Path) -> dict[str, int]:
     """The step of every kept encoder, by its file."""
     return {path.name: load_checkpoint(path, "encoder")["step"] for _, path in kept_encoders(folder)}
+
+
+def test_what_is_saved_after_the_ranks_have_parted_is_still_of_them(tmp_path: Path) -> None:
+    """As the result of a post-processing is, which runs on rank 0 alone."""
+    settings = Settings.of(**TINY_SETTINGS, method="acl")
+    folder, run = RunFolder.create(tmp_path / "run", settings, []), Run(settings, torch.device("cpu"))
+    run.engine.learner.ranks = Ranks(0, 2)
+    run.begin(folder)
+    run.engine.learner.ranks.leave()
+    run.save(folder)
+    assert load_checkpoint(folder.checkpoints / "last.pt", "run")["circumstances"]["ranks"] == 2
 
 
 def test_by_default_no_encoders_are_kept(tmp_path: Path) -> None:
