@@ -147,9 +147,9 @@ def _positions(names: Sequence[str | None], classes: Sequence[str]) -> Tensor:
 def _test_labels(paths: Sequence[Path], root: Path, classes: tuple[str, ...]) -> Tensor | None:
     if not classes:
         return None
-    names = [_class_name(path, root) for path in paths]
+    names, known = [_class_name(path, root) for path in paths], set(classes)
     for name, path in zip(names, paths, strict=True):
-        if name not in classes:
+        if name not in known:
             what = "in no class folder" if name is None else f"of the class {name!r}"
             raise ValueError(
                 f"{path} is {what}, but the classes of the training images are {named(classes, '')}: move it away"

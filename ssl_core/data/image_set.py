@@ -3,6 +3,7 @@
 The division and the order never depend on a run's seed: two runs with the same settings see the same data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -162,6 +163,18 @@ def stratified(labels: Tensor, n_test: int) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(labels)
     quotas = class_quotas(counts, n_test, left=1)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label, quota in enumerate(quotas.tolist()):
-        held_out[order[labels[order] == label][:quota]] = True
+    held_out[first_of_each(labels, order, quotas.tolist())] = True
     return order[~held_out[order]], order[held_out[order]]
+
+
+def first_of_each(labels: Tensor, order: Tensor, quotas: Sequence[int]) -> Tensor:
+    """Return the first rows of each class in an order, class after class.
+
+    Args:
+        labels: (N,) int64.
+        order: (N,) int64, a permutation of the rows.
+        quotas: number of rows of each class from 0 to the largest label; all of a class that has fewer.
+    """
+    # sorted once: a search for every class would take classes times images
+    by_class = order[labels[order].argsort(stable=True)].split(torch.bincount(labels).tolist())
+    return torch.cat([rows[:quota] for rows, quota in zip(by_class, quotas, strict=True)])

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.data.image_set import ImageSet, Split, class_quotas
+from astra_gym.ssl_core.data.image_set import ImageSet, Split, class_quotas, first_of_each
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
@@ -55,11 +55,8 @@ def labeled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
     if fraction == 1:
         return data
     order = torch.randperm(len(data), generator=Streams(seed)["labels/fraction"])
-    chosen = []
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        chosen.append(members[: max(1, round(fraction * len(members)))])
-    rows = torch.cat(chosen).sort().values
+    quotas = [max(1, round(fraction * count)) for count in torch.bincount(labels).tolist()]
+    rows = first_of_each(labels, order, quotas).sort().values
     name = f"{data.name}, {100 * fraction:g} % of the labels"
     return ImageSet(data.images[rows], labels[rows], data.classes, name)
 
@@ -77,7 +74,7 @@ def balanced_part(data: ImageSet, n: int, seed: int) -> ImageSet:
         return data
     order = torch.randperm(len(data), generator=Streams(seed)["labels/fraction"])
     quotas = class_quotas(torch.bincount(labels), n).tolist()
-    rows = torch.cat([order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]).sort().values
+    rows = first_of_each(labels, order, quotas).sort().values
     return data.rows(rows, f"{n} images")
 
 

@@ -23,7 +23,8 @@ def summary(data: Split) -> str:
         if len(names) > MANY:
             low, high = min(counts), max(counts)
             least, most = names[counts.index(low)], names[counts.index(high)]
-            parts.append(f"{len(names):,} classes, from {low:,} training images ({least}) to {high:,} ({most})")
+            span = f"from {low:,} training images ({least}) to {high:,} ({most})"
+            parts.append(f"{len(names):,} classes, {span if low < high else f'each of {low:,} training images'}")
         else:
             listed = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
             parts.append(f"{len(names)} classes of training images ({listed})")

@@ -1,12 +1,15 @@
 """Sets of images check themselves."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from astra_gym.ssl_core.data.image_set import ImageSet, Split, stratified
+from astra_gym.ssl_core.data.image_set import ImageSet, Split, first_of_each, stratified
 
 
 def test_image_sets_check_themselves() -> None:
@@ -53,3 +56,35 @@ def test_a_split_divides_every_class_alike_and_leaves_each_its_last_image() -> N
     torch.manual_seed(1)
     again = stratified(labels, 8)
     assert torch.equal(again[0], train) and torch.equal(again[1], test)
+
+
+def test_the_first_of_each_class_are_those_that_a_search_for_it_finds() -> None:
+    draws = torch.Generator().manual_seed(0)
+    labels, order = torch.randint(7, (90,), generator=draws) * 2, torch.randperm(90, generator=draws)
+    quotas = [0, 3, 100, 0, 1, 5, 2, 2, 9, 0, 4, 0, 6]
+    searched = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]
+    assert torch.equal(first_of_each(labels, order, quotas), torch.cat(searched))
+
+
+class WholePasses(TorchDispatchMode):
+    """Counts the operations whose result is as long as the data set."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images, self.count = images, 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += isinstance(result, torch.Tensor) and result.numel() == self.images
+        return result
+
+
+def test_a_thousand_classes_take_no_more_passes_over_the_labels_than_two() -> None:
+    passes = []
+    for classes in (2, 1000):
+        with WholePasses(4321) as watch:
+            stratified(torch.arange(4321) % classes, 900)
+        passes.append(watch.count)
+    assert passes[0] == passes[1] > 0

@@ -26,6 +26,8 @@ def test_of_many_classes_the_smallest_and_the_largest_are_named() -> None:
     assert summary(data) == (
         "43 training and 9 test images; 9 classes, from 2 training images (class 2) to 9 (class 4)"
     )
+    alike = Split(images([5] * 9, names, "train"), images([1] * 9, names, "test"))
+    assert summary(alike) == "45 training and 9 test images; 9 classes, each of 5 training images"
 
 
 def test_without_labels_there_are_images() -> None:
