@@ -216,17 +216,22 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return the rows as a table for a terminal: a line for each classifier, a column for each epsilon."""
+    """Return the rows as a table for a terminal: a column for each classifier, which are few, and a line for each
+    epsilon."""
     epsilons = sorted({row.epsilon for row in rows if row.metric == "RA"})
-    out = Table("encoder", "route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons))
+    columns = [["route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons)]]
+    names = list(dict.fromkeys(row.checkpoint for row in rows))
+    out = Table("encoder", *names)
     if reasons := dict.fromkeys(f"{row.checkpoint}: {row.void}" for row in rows if row.void):
         out.caption = "\n".join(["void: the attack says nothing, which is usual after few updates.", *reasons])
         out.caption_justify = "left"
-    for name in dict.fromkeys(row.checkpoint for row in rows):
+    for name in names:
         own = {(row.metric, row.epsilon): row for row in rows if row.checkpoint == name}
         clean = own["SA", 0.0]
         values = [clean, *(own["RA", epsilon] for epsilon in epsilons)]
-        out.add_row(name, clean.route, *("void" if row.void else f"{row.value:.1f}" for row in values))
+        columns.append([clean.route, *("void" if row.void else f"{row.value:.1f}" for row in values)])
+    for line in zip(*columns, strict=True):
+        out.add_row(*line)
     return out
 
 

@@ -42,6 +42,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Ends = Mapping[str, tuple[int, int]]
 ACTION_SETS: Ends = {"epsilon": (3, 15), "steps": (3, 14), "step_size": (1, 5)}
 """The ends of ASTrA's sets: a color scale spans at least those of its world, so that figures of its runs compare."""
+MOST_TICKS = 16
+"""Largest number of radii that are named below a figure's axis."""
 ACTION_TITLES = {
     "epsilon": "Attack radius $\\epsilon$ (/255)",
     "steps": "Number of attack steps",
@@ -340,7 +342,8 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
             curve.epsilon, curve.value, errors, fmt=mark, color=color, label=words, capsize=3, elinewidth=1, ms=6
         )
     epsilons = sorted({round(255 * row.epsilon, 6) for rows in classifiers.values() for row in rows})
-    axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+    ticks = epsilons[:: math.ceil(len(epsilons) / MOST_TICKS)]
+    axis.set_xticks(ticks, [f"{epsilon:g}" for epsilon in ticks])
     axis.set(
         xlabel="attack radius $\\epsilon$ (/255); 0: no attack, else PGD-20",
         ylabel="test accuracy (%)",

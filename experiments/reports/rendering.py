@@ -17,12 +17,14 @@ from rich import table as terminal
 from rich.box import SIMPLE_HEAD
 from rich.text import Text as Styled
 
-from astra_gym.experiments.reports.document import Block, Code, Items, Page, Picture, Table, Text
+from astra_gym.experiments.reports.document import Block, Code, Entry, Items, Page, Picture, Table, Text
 from astra_gym.ssl_core.safety.sealing import check_png
 from astra_gym.ssl_core.utils.files import check_target, write_file
 from astra_gym.ssl_core.utils.messages import printable
 
 TEMPLATES = Path(__file__).with_name("templates")
+MOST_COLUMNS = 12
+"""Largest number of columns that eighty characters have room for."""
 BLOCKS: tuple[type[Any], ...] = (Text, Items, Code, Picture, Table)
 
 
@@ -90,8 +92,13 @@ def block_in_markdown(block: Block) -> str:
 def for_terminal(table: Table) -> terminal.Table:
     """Return the table for a terminal, with the first sentence of its note, which says what is measured and its unit.
 
-    The entries' small print is left out: eighty columns have no room for it.
+    The entries' small print is left out: eighty columns have no room for it. A table of more than `MOST_COLUMNS` is
+    turned, so that its columns are lines.
     """
+    if len(table.columns) > MOST_COLUMNS:
+        [corner, *heads], [names, *lines] = table.columns, zip(*table.rows, strict=True)
+        rows = [[Entry(head), *line] for head, line in zip(heads, lines, strict=True)]
+        table = table._replace(columns=[corner, *(name.text for name in names)], rows=rows)
     said, end, _ = one_line(table.note).partition(". ")
     made = terminal.Table(
         title=Styled(one_line(table.title)),

@@ -1,9 +1,12 @@
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from astra_gym.experiments.comparison.cell_results import summarize
 from astra_gym.experiments.config.settings import Settings
@@ -121,20 +124,18 @@ def test_one_action_of_the_batch_environment_stands_for_every_view(tmp_path) -> 
     assert len(budget) == 6 and len(set(budget.steps.tolist())) == 1
 
 
-def test_the_table_has_a_line_an_encoder_and_a_column_an_epsilon() -> None:
+def test_the_table_shows_every_value_at_a_hundred_radii_in_eighty_columns() -> None:
+    radii = [number / 255 for number in range(100, 0, -1)]
     rows = [
         Origin(protocol="slf", route="pgd", seed=0, checkpoint=name, commit="abc").accuracy(
             metric, 100, 200, attack="none" if metric == "SA" else "pgd20", epsilon=epsilon
         )
         for name in ("step-9", "raw-pixels")
-        for metric, epsilon in (("SA", 0.0), ("RA", 8 / 255), ("RA", 4 / 255))
+        for metric, epsilon in (("SA", 0.0), *(("RA", radius) for radius in radii))
     ]
-    made = table(rows)
-    assert [column.header for column in made.columns] == [
-        "encoder",
-        "route",
-        "SA %",
-        "RA % at 4/255",
-        "RA % at 8/255",
-    ]
-    assert made.row_count == 2
+    file = io.StringIO()
+    Console(file=file, width=80, color_system=None).print(table(rows))
+    lines = [re.findall(r"[^\s┃│]+(?: [^\s┃│]+)*", line) for line in file.getvalue().splitlines()]
+    assert lines[1] == ["encoder", "step-9", "raw-pixels"]
+    expected = [["route", "pgd", "pgd"], *([head, "50.0", "50.0"] for head in ("SA %", "RA % at 1/255"))]
+    assert lines[3:6] == expected and ["RA % at 100/255", "50.0", "50.0"] in lines

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from astra_gym.envs.api.action_sets import ASTRA_SETS, ActionSets
 from astra_gym.envs.records import in_255
+from astra_gym.experiments.plotting import run_plots
 from astra_gym.experiments.plotting.run_plots import (
     ACTION_SETS,
     accuracy_against_epsilon,
@@ -248,6 +251,19 @@ def test_accuracy_against_epsilon(tmp_path: Path) -> None:
     for wrong in ({}, series_ | {"fifth": results(TRAINED)}):
         with pytest.raises(ValueError, match="expected 1 to 4"):
             accuracy_against_epsilon(wrong, path)
+
+
+def test_the_radii_below_an_axis_do_not_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(run_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    for count in (4, 15, 100):
+        accuracy_against_epsilon({"run": results(dict.fromkeys(range(count + 1), 50.0))}, tmp_path / "a.png")
+        figure = drawn.pop()
+        figure.draw_without_rendering()
+        names = figure.axes[0].get_xticklabels()
+        assert len(names) == (15 if count == 100 else count + 1)
+        places = [name.get_window_extent() for name in names]
+        assert all(left.x1 < right.x0 for left, right in pairwise(places))
 
 
 def test_reward_comparison(tmp_path: Path) -> None:

@@ -141,6 +141,9 @@ def test_a_table_has_smaller_print_the_best_and_numbers_to_the_right() -> None:
     assert '<th scope="col">s_t</th>' in text and "<td>3 words</td>" in text
 
 
+NAMED = (("SLF", 50), ("KNN", 30))
+
+
 def test_a_terminal_of_eighty_columns_shows_the_first_lines() -> None:
     radii = [f"PGD-20 {radius}/255" for radius in (4, 8, 12, 16)]
     columns = ["protocol", "n", "SA", *radii, "AA 8/255", "standard"]
@@ -152,6 +155,19 @@ def test_a_terminal_of_eighty_columns_shows_the_first_lines() -> None:
     assert any(line.split() == ["LP-AFF", "10000", *["50.0"] * 6, "[b]?"] for line in lines)
     assert "12/255" in file.getvalue() and "…" not in file.getvalue() and "40.1" not in file.getvalue()
     assert "[b]Accuracy" in lines[0] and lines[-1].rstrip() == "In % of [n] images."
+
+
+def test_a_terminal_of_eighty_columns_shows_the_values_of_a_hundred_radii() -> None:
+    radii = [f"PGD-20 {radius}/255" for radius in range(1, 101)]
+    rows = [[Entry(name), *(Entry(f"{value + radius / 100:.2f}") for radius in range(100))] for name, value in NAMED]
+    file = io.StringIO()
+    Console(file=file, width=80, color_system=None).print(
+        for_terminal(Table("Accuracy", "In %.", ["protocol", *radii], rows))
+    )
+    lines = [line.split() for line in file.getvalue().splitlines()]
+    assert ["protocol", "SLF", "KNN"] in lines
+    for radius in range(100):
+        assert ["PGD-20", f"{radius + 1}/255", f"{50 + radius / 100:.2f}", f"{30 + radius / 100:.2f}"] in lines
 
 
 def chromium(tmp_path: Path, *arguments: str) -> str:
