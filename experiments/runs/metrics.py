@@ -1,6 +1,7 @@
 """Target updates as rows of numbers, for `metrics.jsonl` and TensorBoard."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
                 raise ValueError("it was written anew, with its CRC-32 as an entry")
             # in a row of this version such a name is a user's own, as that of a method's term of the loss
             older = renamed.METRICS if renamed.OLDER_ROW in row else {}
-            rows.append({older.get(name) or name: value for name, value in row.items()})
+            # interned, since JSON makes each name anew in each row, which is most of a row's memory
+            rows.append({sys.intern(older.get(name) or name): value for name, value in row.items()})
             if content == line:
                 note_unsealed(path)
         except (ValueError, RecursionError) as error:

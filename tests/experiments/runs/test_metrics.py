@@ -62,6 +62,12 @@ def test_a_users_own_name_is_no_old_one(tmp_path: Path) -> None:
     assert read_metrics(path) == [own, unattacked] and own["loss/regulariser"] == 0.5
 
 
+def test_rows_share_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "loss/total": {step}}}\n' for step in range(1, 200)))
+    assert len({id(name) for row in read_metrics(path) for name in row}) == 2
+
+
 def test_an_updates_entries_are_joined_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "a": 1}\n{"step": 1}\n{"step": 2, "b": null}\n{"step": 3, "a"')
