@@ -1,4 +1,5 @@
-"""The frame of every command: a signal or a full disk ends it with one line and a status, a closed output does not.
+"""The frame of every command: a signal, a full disk or a full memory ends it with one line and a status, a closed
+output does not.
 
 A command is a function that is called with an `Ending`. It keeps the `Ending` up to date: where it writes, what a
 sudden end leaves, and what to do then.
@@ -12,10 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.output import surviving
 from astra_gym.ssl_core.distributed.ranks import is_one_of_several
 from astra_gym.ssl_core.safety.disk import FULL, FolderLostError, disk_error
+from astra_gym.ssl_core.safety.memory_errors import lacks_memory, release
 from astra_gym.ssl_core.safety.sealing import unsealed_collected
 from astra_gym.ssl_core.utils.messages import FEW, said, shown
 from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
@@ -55,6 +59,15 @@ class Ending:
             return f"no space left in {place}; {kept}; {self.after}"
         return f"{file or place} cannot be read or written ({error.strerror}); {kept}; {self.after}"
 
+    def of_memory(self, error: BaseException) -> str:
+        """Return the line for an error for which `lacks_memory` holds."""
+        # the checkpoint that is looked up below needs memory, too
+        release(error)
+        where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        kept = self.kept if isinstance(self.kept, str) else self.kept()
+        less = "need less, by a smaller --batch_size or" if self.name in DIVIDED else "free some, or"
+        return f"no memory left on {where}; {kept}; {less} what docs/troubleshooting.md names; {self.after}"
+
     def concerns(self, error: BaseException) -> bool:
         """Return whether an error is about a file in the command's place."""
         file = _file_of(error)
@@ -77,8 +90,8 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
         command: function that takes the flags and the `Ending`, and returns the exit status.
 
     Returns:
-        The exit status: the command's own, 1 if a disk error ended it, 2 if a flag is not UTF-8, 128 + N if signal N
-        ended it.
+        The exit status: the command's own, 1 if the disk or the memory ended it, 2 if a flag is not UTF-8, 128 + N if
+        signal N ended it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     ending = Ending(name)
@@ -108,6 +121,8 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
             found = disk_error(error)
             if found is None and isinstance(error, OSError) and ending.concerns(error):
                 found = error
+            if found is None and lacks_memory(error):
+                return _end(ending, 1, ending.of_memory(error))
             if found is None:
                 raise
             return _end(ending, 1, ending.of_disk(found))

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from astra_gym.ssl_core.safety.memory_errors import lacks_memory
 from astra_gym.ssl_core.safety.sealing import damaged, note_unsealed
 from astra_gym.ssl_core.safety.writers import sweep
 from astra_gym.ssl_core.utils.files import check_target, expanded, replacing
@@ -231,6 +232,8 @@ def read_image(path: Path, size: int) -> Tensor:
         with Image.open(path) as file:
             image = _as_rgb(ImageOps.exif_transpose(file))
     except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, struct.error, ...
+        if lacks_memory(error):
+            raise
         raise _unreadable(path, error) from error
     square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)

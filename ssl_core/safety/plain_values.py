@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.safety.memory_errors import lacks_memory
+
 SCALARS = (np.bool_, np.integer, np.floating)
 """NumPy's numbers, which other projects store beside weights (an accuracy, an epoch)."""
 _KINDS = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
@@ -33,7 +35,8 @@ def load_plain(path: Path | str, device: torch.device | str = "cpu") -> Any:
     """Load a file of `torch.save` with only tensors and plain values, NumPy's numbers included.
 
     Raises:
-        ValueError: if the file is damaged, or holds anything else; the message is only the reason.
+        ValueError: if the file is damaged, or holds anything else; the message is only the reason. An error of a memory
+            that is full stays what it is.
     """
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
@@ -41,6 +44,8 @@ def load_plain(path: Path | str, device: torch.device | str = "cpu") -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged or hostile file fails in a dozen ways in torch and zipfile
+        if lacks_memory(error):
+            raise
         raise ValueError(_reason(error)) from error
 
 

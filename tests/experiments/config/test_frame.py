@@ -5,9 +5,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.ssl_core.safety.disk import FolderLostError
@@ -87,6 +90,27 @@ def test_a_name_that_no_file_could_hold_is_refused_before_anything_is_done(capsy
     assert line.startswith(
         r"train_agent.py: error: 'runs/\udce9t\udce9' is not UTF-8, in which every file is written: give"
     )
+
+
+def error_of(asks: Callable[[], object]) -> Exception:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        asks()
+    assert isinstance(caught.value, Exception)
+    return caught.value
+
+
+def test_a_full_memory_ends_it_in_one_line(capsys) -> None:
+    machine = [error_of(lambda: torch.empty(2**60)), error_of(lambda: np.empty(2**50)), MemoryError()]
+    for error in [*machine, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")]:
+        status, line = ended(capsys, error)
+        where = "this machine" if error in machine else "the GPU"
+        assert status == 1 and len(line) < 300
+        assert line == (
+            f"train_agent.py: error: no memory left on {where}; the checkpoint of step 7 is whole; need less, by a "
+            "smaller --batch_size or what docs/troubleshooting.md names; resume by X\n"
+        )
+    with pytest.raises(RuntimeError, match="a bug"):
+        ended(capsys, RuntimeError("a bug"))
 
 
 def test_threads_print_nothing_of_a_full_disk_and_everything_else(capsys, monkeypatch) -> None:
