@@ -90,7 +90,7 @@ def test_robust_accuracy_is_void_where_the_attack_has_no_gradient(tmp_path, monk
     assert (clean.void, robust.void) == ("", cell.void)
     other = [replace(row, checkpoint="raw-pixels", deviations=clean.deviations) for row in (clean, robust)]
     made = table([clean, robust, *other])
-    assert list(made.columns[-1].cells) == ["void", f"{robust.value:.1f}"]
+    assert [list(column.cells)[-1] for column in made.columns[1:]] == ["void", f"{robust.value:.1f}"]
     assert made.caption == f"void: the attack says nothing, which is usual after few updates.\nstep-3: {cell.void}"
     page = " ".join(answer(read_runs([tmp_path / "run"])))
     assert "The robust accuracy of 1 run is void and left out, see Void accuracies." in page and "RA" not in page
