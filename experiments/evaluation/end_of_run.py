@@ -224,7 +224,8 @@ def table(rows: Sequence[Row]) -> Table:
     out = Table("encoder", *names)
     if reasons := dict.fromkeys(f"{row.checkpoint}: {row.void}" for row in rows if row.void):
         out.caption = "\n".join(["void: the attack says nothing, which is usual after few updates.", *reasons])
-        out.caption_justify = "left"
+        # a caption is as wide as its table
+        out.caption_justify, out.min_width = "left", 72
     for name in names:
         own = {(row.metric, row.epsilon): row for row in rows if row.checkpoint == name}
         clean = own["SA", 0.0]
