@@ -57,8 +57,8 @@ class FARE(Method):
 
     @property
     def idle(self) -> Mapping[str, str]:
-        """All augmentations but the perspective."""
-        return dict.fromkeys((*STRONG, "flip"), "images are not augmented")
+        """All augmentations but the perspective; and the flip, which the linear probe after the run has."""
+        return dict.fromkeys(STRONG, "images are not augmented")
 
     @property
     def views_per_image(self) -> int:
