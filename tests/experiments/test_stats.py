@@ -206,6 +206,12 @@ def test_the_interval_for_other_images_has_the_spread_of_seeds_and_of_images(mak
     assert math.isnan(found.low)
     assert (found.others_low, found.others_high) == pytest.approx(mean_interval(sample)[1:])
     assert math.isnan(paired(a, a, RADIUS).others_low) and math.isnan(paired(a[:2], b[:2], RADIUS).others_low)
+    # a is ahead of b by one image in every seed, and in every image by one seed
+    turned = [
+        [make_cell(name, n, {RADIUS: "".join(marks[-n:] + marks[:-n])}) for n in range(3)]
+        for name, marks in (("a", ["1", "0", "0"]), ("b", ["0", "0", "0"]))
+    ]
+    assert math.isnan(paired(*turned, RADIUS).others_low)
     # with the mean of two radii an image is one value
     both = [[replace(cell, correct={**cell.correct, 0.0: "1" * 16}) for cell in cells] for cells in (a, b)]
     halved = paired(*both, (0.0, RADIUS))
