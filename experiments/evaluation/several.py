@@ -122,8 +122,8 @@ def unequal(settings: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]
     notes, first = {}, next(iter(settings.values()))
     for protocol in first:
         flat = {
-            label: {name: value for group in own[protocol].values() for name, value in group.items()}
-            for label, own in settings.items()
+            label: {f"{group} {name}": value for group, own in parts[protocol].items() for name, value in own.items()}
+            for label, parts in settings.items()
         }
         known = next(iter(flat.values()))
         odd = [name for name in known if any(own[name] != known[name] for own in flat.values())]
@@ -133,7 +133,7 @@ def unequal(settings: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]
             )
             notes[protocol.upper()] = [
                 f"encoders were measured by different settings, so do not compare them: {each}. "
-                "--epochs, --lr, --batch_size, --augment and --flip set them for all"
+                "--epochs, --lr, --batch_size, --augment, --flip and --aff_noise set them for all"
             ]
     return notes
 

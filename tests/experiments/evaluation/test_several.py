@@ -9,7 +9,7 @@ import torch
 
 from astra_gym.experiments import evaluate_encoder, report, train_agent
 from astra_gym.experiments.evaluation.encoders import own
-from astra_gym.experiments.evaluation.several import names
+from astra_gym.experiments.evaluation.several import names, unequal
 from astra_gym.ssl_core.evaluation.results import read_results
 from astra_gym.ssl_core.models.checkpoint import load_network
 from astra_gym.ssl_core.models.export import save_encoder
@@ -41,7 +41,10 @@ def test_each_has_its_folder_and_all_have_one_table(runs: list[Path], tmp_path: 
     assert "own nearest neighbor" in said
     # the file of another project has no run whose probe could be taken
     note = " ".join(said.split())
-    assert "SLF: encoders were measured by different settings, so do not compare them: one flip 0.0, lr 0.5" in note
+    assert (
+        "SLF: encoders were measured by different settings, so do not compare them: one views flip 0.0, probe lr 0.5"
+        in note
+    )
     assert "--epochs, --lr, --batch_size" in note and "KNN: encoders" not in note
     folders = {name: tmp_path / name / "evaluation" for name in ("one", "two")}
     folders["theirs"] = tmp_path / "evaluations" / "theirs"
@@ -70,6 +73,12 @@ def test_names_tell_encoders_apart(runs: list[Path]) -> None:
     assert names([last, other], paths[:2]) == ["one", "two"]
     assert names([last, other, kept], paths) == ["one last", "two", "one epoch-0001"]
     assert names([last, other, last], paths) == ["a", "two", "c"]
+
+
+def test_another_probe_is_noted_where_the_fine_tuning_after_it_has_the_same_rate() -> None:
+    settings = {name: {"lp-aff": {"probe": {"lr": lr}, "tuning": {"lr": 0.1}}} for name, lr in (("a", 0.5), ("b", 0.1))}
+    assert "them: a probe lr 0.5; b probe lr 0.1. --epochs" in unequal(settings)["LP-AFF"][0]
+    assert not unequal({name: settings["a"] for name in "ab"})
 
 
 @pytest.mark.parametrize(
