@@ -30,6 +30,8 @@ STYLE: Any = {
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
+    # so that a call for the grid of one axis draws it, whatever a matplotlibrc has
+    "axes.grid": False,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.7,
     "xtick.color": INK,
