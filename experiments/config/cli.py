@@ -87,6 +87,7 @@ class TrainFlags:
         accept_edited_config: with --resume: accept a config.yaml that was edited, which is refused otherwise.
         config: YAML file with any of the settings; may be repeated, later files override earlier ones.
         agent_config: YAML file with any of the agent's own settings.
+        accept_idle: accept settings that change nothing beside others, which are refused otherwise.
         print_config: print the settings as YAML and exit.
         list: list methods, agents, data sets and everything else that has a name, and exit.
         trust: import the modules that a config file or the resumed run names, which runs their code.
@@ -96,6 +97,7 @@ class TrainFlags:
     accept_edited_config: Annotated[bool, SWITCH] = False
     config: Annotated[tuple[str, ...], Notes(repeated=True, unit="FILE")] = ()
     agent_config: Annotated[str | None, Notes(unit="FILE")] = None
+    accept_idle: Annotated[bool, SWITCH] = False
     print_config: Annotated[bool, SWITCH] = False
     list: Annotated[bool, SWITCH] = False
     trust: Annotated[bool, SWITCH] = False
@@ -183,7 +185,7 @@ def parse(
                 raise ValueError("--accept_edited_config is about the config.yaml of a run: give it with --resume RUN")
             else:
                 invocation = Invocation(_settings(parser, config, given, argv))
-                invocation.settings.world.check_given(*chosen)
+                invocation.settings.world.check_given(*([] if asked.accept_idle else chosen))
             # settings alone do not import what a dotted path names; a run does import it
             invocation.settings.check_custom()
             invocation.settings.check_method()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from astra_gym.experiments.comparison.arms import base_arms
+from astra_gym.experiments.comparison.arms import base_arms, make_arm
 from astra_gym.experiments.comparison.cell_results import (
     PLACES,
     ComparisonResult,
@@ -42,6 +42,14 @@ def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
         folder.config.write_text(yaml.safe_dump(document | {"tests": wrong}))
         with pytest.raises(ValueError, match=r"tests (are|of)? ?.*expected pairs of different arms"):
             folder.read_plan()
+
+
+def test_a_plan_from_before_settings_that_change_nothing_were_refused_comes_back(tmp_path) -> None:
+    flags = ["--preset=digits", "--method=deacl", "--teacher=x", "--agent=fixed", "--strength=0.4"]
+    arm = make_arm("fixed", [*flags, "--accept_idle"], 1)
+    folder = ComparisonFolder(tmp_path)
+    folder.write_plan(ComparisonPlan("a", "b", 1, 1, (), (replace(arm, flags=tuple(flags)),)))
+    assert folder.read_plan().arms == (arm,) and arm.settings["strength"] == 0.4
 
 
 def test_a_plan_keeps_what_a_search_cost(tmp_path) -> None:

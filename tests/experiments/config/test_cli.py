@@ -122,6 +122,7 @@ def test_what_changes_nothing_is_refused_of_flags_and_own_files_but_not_of_prese
     told = "strength is 0.7, but in the method deacl views are only cropped and flipped by settings"
     assert told in refused(capsys, *deacl, "--config", str(own))
     assert told in refused(capsys, *deacl, "--strength=0.7")
+    assert settings_of(*deacl, "--strength=0.7", "--accept_idle").views.strength == 0.7
     assert "queue_epochs is 3" in refused(
         capsys, "--method=swav", "--method_kwargs.queue_size=0", "--method_kwargs.queue_epochs=3"
     )
