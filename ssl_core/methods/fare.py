@@ -57,7 +57,7 @@ class FARE(Method):
 
     @property
     def idle(self) -> Mapping[str, str]:
-        """All augmentations but the perspective; and the flip, which the linear probe after the run has."""
+        """All augmentations except the perspective and the flip, which the linear probe after the run has."""
         return dict.fromkeys(STRONG, "images are not augmented")
 
     @property
