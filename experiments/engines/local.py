@@ -15,7 +15,7 @@ from astra_gym.experiments.engines.base import LOST, POLL, Ended, EngineFlags, J
 from astra_gym.experiments.engines.cell import changed, found_here, parent_gone, run_cell
 from astra_gym.ssl_core.safety.writers import is_running, lock
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
-from astra_gym.ssl_core.utils.stopping import block
+from astra_gym.ssl_core.utils.stopping import block, blocked
 
 PRELOADED = (
     "astra_gym.experiments.train_agent",
@@ -126,15 +126,11 @@ def _circumstances(cpus: int) -> Iterator[None]:
     Signals are also held back: a signal that stops this process, such as a batch system's to all processes of a job,
     must not end the fork server. A worker lets them through when it can save its run.
     """
-    masked = block()
-    try:
-        with changed(threads(cpus) | found_here()):
-            # the tracker's start lets signals through again
-            resource_tracker.ensure_running()
-            block()
-            yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+    with blocked(), changed(threads(cpus) | found_here()):
+        # the tracker's start lets signals through again
+        resource_tracker.ensure_running()
+        block()
+        yield
 
 
 def _context() -> Any:

@@ -18,7 +18,7 @@ from astra_gym.experiments.engines.base import LOST, Ended, EngineFlags, Job, th
 from astra_gym.experiments.engines.beginnings import clear
 from astra_gym.experiments.engines.cell import found_here
 from astra_gym.ssl_core.safety.writers import FolderLock, Locked, is_running
-from astra_gym.ssl_core.utils.stopping import block
+from astra_gym.ssl_core.utils.stopping import blocked
 
 PATIENCE = 20.0
 """Seconds to wait for the lock of a run whose former process is ending."""
@@ -106,12 +106,9 @@ class Attendant:
         command = [sys.executable, "-m", PROCESS, json.dumps(words | {"program": task.program})]
         # signals to stop are held back until the run can be saved; those of a batch system to its jobs, which it sends
         # to all their processes, are for this one
-        masked = block()
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
-        try:
+        with blocked():
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
             self.process = subprocess.Popen(command, env=variables, cwd=task.directory, stdin=subprocess.PIPE)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         try:
             yield self.process
         finally:

@@ -5,7 +5,6 @@ the queue, where the next machine resumes the run.
 """
 
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -18,7 +17,7 @@ from astra_gym.experiments.engines.base import POLL, Ended, EngineFlags, Job, mi
 from astra_gym.experiments.engines.cell import changed, found_here
 from astra_gym.experiments.engines.remote import Attendant, RemoteCell, Task, ordered
 from astra_gym.ssl_core.utils.messages import brief
-from astra_gym.ssl_core.utils.stopping import block
+from astra_gym.ssl_core.utils.stopping import blocked
 
 SET_BY_FLAGS = {
     "cpus_per_task": "--cell_cpus",
@@ -129,17 +128,14 @@ class SlurmEngine:
         executor.update_parameters(slurm_array_parallelism=at_once)
         made = [ordered(job, self.flags, self._folder) for job in jobs]
         # a terminal sends Ctrl-C to submitit's processes here, too, which would kill the runs before they are saved
-        masked = block()
         try:
-            with changed(found_here()):
+            with blocked(), changed(found_here()):
                 submitted = executor.map_array(SlurmAttendant(), [task for _, task in made])
         except self.submitit.core.utils.FailedJobError as error:
             for attempt, _ in made:
                 attempt.forget()
             said = brief(" ".join(str(error).split()), 200)
             raise ValueError(f"--engine slurm: the jobs were refused: {said}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         # a job that is not known yet is not over
         self._asked = time.monotonic()
         self._states |= {job.job_id: "PENDING" for job in submitted}

@@ -58,6 +58,16 @@ def block() -> set[int]:
     return set(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
 
 
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Block the signals as `block` does, inside this context."""
+    before = block()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def unblock() -> None:
     """Unblock the signals, also those that the parent process has blocked."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
