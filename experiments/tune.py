@@ -66,6 +66,7 @@ from astra_gym.experiments.tuning.trial import (
     try_worlds,
 )
 from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, TuningFile, held, label, taken_over
+from astra_gym.ssl_core.evaluation.results import radius_text
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
@@ -233,9 +234,8 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
     }
     if given.worlds:
         what["world_passes"] = {name: search.passes for name, search in searches.items()}
-    radii = " or ".join(
-        f"{255 * epsilon:g}/255" for epsilon in sorted({each.settings.judge.epsilon for each in searches.values()})
-    )
+    judged = sorted({each.settings.judge.epsilon for each in searches.values()})
+    radii = " or ".join(radius_text("Linf", epsilon) for epsilon in judged)
     with held(output):
         file = TuningFile(output, what, candidates, rungs)
         file.trials = known | file.trials
